@@ -1,0 +1,1 @@
+//! What does the work and what sits between: back-ends and interposers for iovirt pipelines.

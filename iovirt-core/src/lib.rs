@@ -1,0 +1,1 @@
+//! The contract of iovirt: requests, back-ends, stages, guest memory, workers and pipelines.

@@ -1,0 +1,1 @@
+//! The devices that a guest sees: virtio devices, their rings and their transports.

@@ -1,0 +1,1 @@
+//! DMA remapping for iovirt: implementations of the translation contract.

@@ -1,0 +1,1 @@
+//! I/O schedulers for iovirt as pure algorithms over an injected clock.

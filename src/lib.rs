@@ -1,0 +1,1 @@
+//! Composable virtual devices and back-ends.

@@ -1,0 +1,3 @@
+//! Development commands of iovirt: `cargo xtask <command>`.
+
+fn main() {}
