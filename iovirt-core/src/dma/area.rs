@@ -1,0 +1,154 @@
+//! A contiguous piece of guest memory, resolved once: what a ring lies in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use super::{Access, DmaError, DmaView, IoVec, MemoryMap};
+
+/// A piece of guest memory with bounds-checked atomic access, resolved once by [`DmaView::map_area`].
+///
+/// It keeps its map alive. When [`DmaView::refresh`] returns true it must be resolved again: the memory it
+/// shows is still valid then, but may no longer be the guest's.
+///
+/// All integers are little-endian in guest memory, and naturally aligned. Offsets are in bytes and are the
+/// caller's own: one that is out of range, or misaligned, or a store to an area resolved for
+/// [`Access::Read`], is a bug in the caller and panics. A guest must have no influence on it beyond what the
+/// caller checked.
+#[derive(Debug)]
+pub struct MappedArea {
+    host: IoVec,
+    /// Length for stores: zero if resolved for reading.
+    writable: usize,
+    /// Guest physical address of the first byte.
+    physical: u64,
+    /// The region, if the area lies in one that has a log.
+    log: Option<usize>,
+    map: Arc<MemoryMap>,
+}
+
+macro_rules! accessors {
+    ($load:ident, $store:ident, $int:ty, $atomic:ty) => {
+        #[doc = concat!("Loads the little-endian `", stringify!($int), "` at `offset`.")]
+        #[inline]
+        pub fn $load(&self, offset: usize, ordering: Ordering) -> $int {
+            let place = self.place(offset, size_of::<$int>(), self.host.len());
+            // SAFETY: `place` checked bounds and alignment; the map keeps the memory mapped, and the atomic
+            // reference lives for this access only. Others access ring fields atomically or not from Rust.
+            <$int>::from_le(unsafe { <$atomic>::from_ptr(place.cast()) }.load(ordering))
+        }
+
+        #[doc = concat!("Stores `value` at `offset` as a little-endian `", stringify!($int), "`.")]
+        #[inline]
+        pub fn $store(&self, offset: usize, value: $int, ordering: Ordering) {
+            let place = self.place(offset, size_of::<$int>(), self.writable);
+            // SAFETY: as for the load, and `writable` is zero unless devices may write the region.
+            unsafe { <$atomic>::from_ptr(place.cast()) }.store(value.to_le(), ordering);
+        }
+    };
+}
+
+impl MappedArea {
+    pub(super) fn resolve(
+        view: &DmaView,
+        addr: u64,
+        len: u64,
+        align: u64,
+        access: Access,
+    ) -> Result<Self, DmaError> {
+        let mut first = None;
+        let mut done = 0;
+        view.walk(addr, len, access, &mut |region, offset, piece| {
+            let host = region.host().slice(offset as usize, piece as usize).as_ptr();
+            let (base, start) = *first.get_or_insert((host, region.base() + offset));
+            if host != base.wrapping_add(done) || region.base() + offset != start + done as u64 {
+                return Err(DmaError::NotContiguous { addr, len });
+            }
+            done += piece as usize;
+            Ok(())
+        })?;
+        let (base, physical) = first.ok_or(DmaError::Unmapped { addr, len })?;
+        if !addr.is_multiple_of(align) || !(base.addr() as u64).is_multiple_of(align) {
+            return Err(DmaError::Misaligned { addr, align });
+        }
+        let map = Arc::clone(view.map());
+        let log = log_of(&map, physical, len);
+        let base = std::ptr::NonNull::new(base).ok_or(DmaError::Unmapped { addr, len })?;
+        let host = IoVec::new(base, done);
+        Ok(Self { host, writable: if access == Access::Write { done } else { 0 }, physical, log, map })
+    }
+
+    /// Length in bytes; never zero.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.host.len()
+    }
+
+    /// Guest physical address of the first byte.
+    pub fn physical(&self) -> u64 {
+        self.physical
+    }
+
+    accessors!(load_u16, store_u16, u16, AtomicU16);
+    accessors!(load_u32, store_u32, u32, AtomicU32);
+    accessors!(load_u64, store_u64, u64, AtomicU64);
+
+    /// Copies `N` bytes from `offset`; they may be torn.
+    #[inline]
+    pub fn read_bytes<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        // SAFETY: the map keeps the memory mapped and readable; `IoVec` checks the bounds.
+        unsafe { self.host.read(offset, &mut bytes) };
+        bytes
+    }
+
+    /// Copies `bytes` to `offset`. Does not mark them dirty.
+    #[inline]
+    pub fn write_bytes(&self, offset: usize, bytes: &[u8]) {
+        // SAFETY: as above, and clipped to the part that may be written, which is nothing if read-only.
+        unsafe { self.host.slice(0, self.writable).write(offset, bytes) };
+    }
+
+    /// Marks `len` bytes at `offset` as written; call it after the stores. Nothing without a log.
+    #[inline]
+    pub fn mark_dirty(&self, offset: usize, len: usize) {
+        if self.map.dirty_logging() {
+            self.log_dirty(offset as u64, len as u64);
+        }
+    }
+
+    /// Whether [`mark_dirty`](MappedArea::mark_dirty) does anything.
+    #[inline]
+    pub fn logs_dirty(&self) -> bool {
+        self.map.dirty_logging()
+    }
+
+    #[inline(never)]
+    fn log_dirty(&self, offset: u64, len: u64) {
+        let addr = self.physical + offset;
+        match self.log {
+            Some(index) => {
+                let region = &self.map.regions()[index];
+                region.mark_dirty(addr - region.base(), len);
+            }
+            None => self.map.mark_dirty(addr, len),
+        }
+    }
+
+    /// The address of `size` bytes at `offset`, checked against `limit` and for natural alignment.
+    #[inline]
+    fn place(&self, offset: usize, size: usize, limit: usize) -> *mut u8 {
+        assert!(limit >= size && offset <= limit - size, "access beyond a mapped area");
+        let place = self.host.as_ptr().wrapping_add(offset);
+        assert!(place.addr().is_multiple_of(size), "misaligned access to a mapped area");
+        place
+    }
+}
+
+/// The region that holds the whole area, for marking without a search.
+fn log_of(map: &MemoryMap, physical: u64, len: u64) -> Option<usize> {
+    map.regions().iter().position(|region| {
+        let offset = physical.wrapping_sub(region.base());
+        offset < region.len() && len <= region.len() - offset
+    })
+}

@@ -1,0 +1,386 @@
+//! The segments of a list, and what keeps them valid.
+//!
+//! The one invariant of this file: every piece in `iov` lies in a map or a host buffer that the same store
+//! holds an `Arc` of. Everything `unsafe` about lists rests on it and is in this file.
+
+use std::sync::Arc;
+
+use super::sglist::HOST;
+use super::{DmaError, DmaView, HostBuffer, IoVec, MemoryMap, Segment};
+
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    iov: Vec<IoVec>,
+    /// Guest physical addresses, or [`HOST`].
+    addr: Vec<u64>,
+    /// Segments before this one were trimmed.
+    head: usize,
+    len: u64,
+    /// Whether a segment was resolved for reading only.
+    read_only: bool,
+    map: Option<Arc<MemoryMap>>,
+    /// Maps of segments that were added before the map was replaced.
+    older: Vec<Arc<MemoryMap>>,
+    own: Option<Arc<HostBuffer>>,
+    /// Bytes of `own` that segments use.
+    used: usize,
+    /// Buffers that other lists own, or that this one outgrew.
+    borrowed: Vec<Arc<HostBuffer>>,
+}
+
+impl Store {
+    pub(super) fn with_capacity(segments: usize) -> Self {
+        Self { iov: Vec::with_capacity(segments), addr: Vec::with_capacity(segments), ..Self::default() }
+    }
+
+    #[inline]
+    pub(super) fn iovecs(&self) -> &[IoVec] {
+        &self.iov[self.head..]
+    }
+
+    #[inline]
+    pub(super) fn addrs(&self) -> &[u64] {
+        &self.addr[self.head..]
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    #[inline]
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    pub(super) fn is_host(&self) -> bool {
+        self.addrs().iter().all(|&addr| addr == HOST)
+    }
+
+    #[inline]
+    pub(super) fn clear(&mut self) {
+        self.truncate_all();
+        if self.used != 0 || !self.borrowed.is_empty() || !self.older.is_empty() {
+            self.release();
+        }
+    }
+
+    #[inline]
+    fn truncate_all(&mut self) {
+        self.iov.clear();
+        self.addr.clear();
+        self.head = 0;
+        self.len = 0;
+        self.read_only = false;
+    }
+
+    /// Lets go of what only cleared segments needed. A buffer that a slice still uses is left to it.
+    #[cold]
+    fn release(&mut self) {
+        self.older.clear();
+        self.borrowed.clear();
+        self.used = 0;
+        if self.own.as_mut().is_some_and(|own| Arc::get_mut(own).is_none()) {
+            self.own = None;
+        }
+    }
+
+    /// Holds `map` for the segments that follow.
+    #[inline]
+    pub(super) fn adopt(&mut self, map: &Arc<MemoryMap>) {
+        if !self.map.as_ref().is_some_and(|held| Arc::ptr_eq(held, map)) {
+            self.adopt_other(map);
+        }
+    }
+
+    #[cold]
+    fn adopt_other(&mut self, map: &Arc<MemoryMap>) {
+        let previous = self.map.replace(Arc::clone(map));
+        if !self.is_host() {
+            self.older.extend(previous);
+        }
+    }
+
+    /// Appends a piece of guest memory.
+    ///
+    /// # Safety
+    ///
+    /// The piece must lie in a map given to [`adopt`](Store::adopt) since the last clear, and be writable unless
+    /// `read_only` is set.
+    #[inline]
+    pub(super) unsafe fn push(
+        &mut self,
+        segment: Segment,
+        read_only: bool,
+        max: usize,
+    ) -> Result<(), DmaError> {
+        self.read_only |= read_only;
+        self.append(segment, max)
+    }
+
+    #[inline]
+    fn append(&mut self, segment: Segment, max: usize) -> Result<(), DmaError> {
+        if self.iov.len() - self.head >= max {
+            return Err(DmaError::TooManySegments { max });
+        }
+        let len = segment.len();
+        self.len = self.len.checked_add(len).ok_or(DmaError::Overflow { addr: segment.addr(), len })?;
+        self.iov.push(segment.iovec());
+        self.addr.push(segment.addr());
+        Ok(())
+    }
+
+    /// Takes back segments until `segments` and `len` bytes are left, after a failure half way.
+    pub(super) fn rewind(&mut self, segments: usize, len: u64) {
+        self.iov.truncate(self.head + segments);
+        self.addr.truncate(self.head + segments);
+        self.len = len;
+    }
+
+    /// Appends `len` bytes of this list's own host buffer.
+    pub(super) fn push_own(&mut self, len: usize, max: usize) -> Result<(), DmaError> {
+        let piece = self.reserve(len);
+        self.append(Segment::host(piece), max)
+    }
+
+    /// Appends a part of a buffer that others may hold too.
+    pub(super) fn push_buffer(
+        &mut self,
+        buffer: &Arc<HostBuffer>,
+        offset: usize,
+        len: usize,
+        max: usize,
+    ) -> Result<(), DmaError> {
+        let piece = buffer.memory().slice(offset, len);
+        if piece.len() != len {
+            return Err(DmaError::OutOfRange { offset: offset as u64, len: len as u64 });
+        }
+        self.borrow(buffer);
+        self.append(Segment::host(piece), max)
+    }
+
+    fn borrow(&mut self, buffer: &Arc<HostBuffer>) {
+        if !self.borrowed.iter().any(|held| Arc::ptr_eq(held, buffer)) {
+            self.borrowed.push(Arc::clone(buffer));
+        }
+    }
+
+    /// Bytes of host memory in use.
+    pub(super) fn host_used(&self) -> usize {
+        self.used
+    }
+
+    /// A fresh piece of the own buffer, page aligned. A buffer that is too small is left to its segments.
+    fn reserve(&mut self, len: usize) -> IoVec {
+        let start = self.used.next_multiple_of(HostBuffer::ALIGN);
+        if let Some(own) = &self.own
+            && own.len().checked_sub(start).is_some_and(|room| len <= room)
+        {
+            self.used = start + len;
+            return own.memory().slice(start, len);
+        }
+        let fresh = Arc::new(HostBuffer::new(len));
+        let piece = fresh.memory().slice(0, len);
+        let outgrown = self.own.replace(fresh);
+        if self.used > 0 {
+            self.borrowed.extend(outgrown);
+        }
+        self.used = len;
+        piece
+    }
+
+    /// Copies all guest segments into host memory, once, and lets the list point there.
+    pub(super) fn make_host(&mut self) {
+        let guest = self.guest_len();
+        if guest == 0 {
+            return;
+        }
+        let copy = self.reserve(guest as usize);
+        let mut done = 0;
+        for index in self.head..self.iov.len() {
+            if self.addr[index] != HOST {
+                let piece = copy.slice(done, self.iov[index].len());
+                // SAFETY: the target lies in the own buffer, the source in a held map (the invariant).
+                unsafe { piece.copy_from(&self.iov[index]) };
+                done += piece.len();
+                self.iov[index] = piece;
+                self.addr[index] = HOST;
+            }
+        }
+        if done as u64 == self.len {
+            self.iov.truncate(self.head + 1);
+            self.addr.truncate(self.head + 1);
+            self.iov[self.head] = copy;
+        }
+        self.read_only = false;
+        self.older.clear();
+    }
+
+    /// Total length of the guest segments in bytes.
+    pub(super) fn guest_len(&self) -> u64 {
+        let guest = |(iov, &addr): (&IoVec, &u64)| if addr == HOST { 0 } else { iov.len() as u64 };
+        self.iovecs().iter().zip(self.addrs()).map(guest).sum()
+    }
+
+    /// The bytes of a list that is one piece of its own, unshared buffer.
+    pub(super) fn own_bytes(&mut self) -> Option<&mut [u8]> {
+        let &[piece] = &self.iov[self.head..] else { return None };
+        let own = Arc::get_mut(self.own.as_mut()?)?;
+        let start = piece.as_ptr().addr().checked_sub(own.memory().as_ptr().addr())?;
+        own.as_mut_slice().get_mut(start..start.checked_add(piece.len())?)
+    }
+
+    #[inline]
+    pub(super) fn trim_front(&mut self, mut count: u64) {
+        while count > 0 && self.head < self.iov.len() {
+            let piece = self.iov[self.head];
+            let cut = count.min(piece.len() as u64);
+            self.len -= cut;
+            count -= cut;
+            if cut == piece.len() as u64 {
+                self.head += 1;
+            } else {
+                self.iov[self.head] = piece.slice(cut as usize, usize::MAX);
+                if self.addr[self.head] != HOST {
+                    self.addr[self.head] += cut;
+                }
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn trim_back(&mut self, mut count: u64) {
+        while count > 0 && self.head < self.iov.len() {
+            let last = self.iov.len() - 1;
+            let piece = self.iov[last];
+            let cut = count.min(piece.len() as u64);
+            self.len -= cut;
+            count -= cut;
+            if cut == piece.len() as u64 {
+                self.iov.truncate(last);
+                self.addr.truncate(last);
+            } else {
+                self.iov[last] = piece.slice(0, piece.len() - cut as usize);
+            }
+        }
+    }
+
+    /// Appends `offset .. offset + len` of this list, which must be in range, to `to`.
+    pub(super) fn slice_into(
+        &self,
+        offset: u64,
+        len: u64,
+        to: &mut Self,
+        max: usize,
+    ) -> Result<(), DmaError> {
+        let (mut guest, mut host) = (false, false);
+        for segment in self.pieces(offset, len) {
+            to.append(segment, max)?;
+            guest |= segment.is_guest();
+            host |= !segment.is_guest();
+        }
+        if guest {
+            to.read_only |= self.read_only;
+            to.hold_maps_of(self);
+        }
+        if host {
+            self.own.iter().chain(&self.borrowed).for_each(|buffer| to.borrow(buffer));
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn hold_maps_of(&mut self, other: &Self) {
+        for map in other.map.iter().chain(&other.older) {
+            let held = |held: &Arc<MemoryMap>| Arc::ptr_eq(held, map);
+            if !self.map.as_ref().is_some_and(held) && !self.older.iter().any(held) {
+                match &self.map {
+                    None => self.map = Some(Arc::clone(map)),
+                    Some(_) => self.older.push(Arc::clone(map)),
+                }
+            }
+        }
+    }
+
+    /// The segments of `offset .. offset + len`, the first and last cut to fit.
+    #[inline]
+    pub(super) fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = Segment> + '_ {
+        let (mut skip, mut left) = (offset, len);
+        self.iovecs().iter().zip(self.addrs()).filter_map(move |(iov, &addr)| {
+            let size = iov.len() as u64;
+            if left == 0 || skip >= size {
+                skip = skip.saturating_sub(size);
+                return None;
+            }
+            let piece = iov.slice(skip as usize, left.min(size) as usize);
+            let addr = if addr == HOST { HOST } else { addr + skip };
+            left -= piece.len() as u64;
+            skip = 0;
+            Some(Segment::new(addr, piece))
+        })
+    }
+
+    /// Copies from `offset`; the range must be inside the list.
+    #[inline]
+    pub(super) fn read(&self, offset: u64, dst: &mut [u8]) {
+        let mut done = 0;
+        for segment in self.pieces(offset, dst.len() as u64) {
+            let piece = segment.iovec();
+            // SAFETY: the piece lies in held memory (the invariant).
+            unsafe { piece.read(0, &mut dst[done..done + piece.len()]) };
+            done += piece.len();
+        }
+    }
+
+    /// Copies to `offset`; the range must be inside the list, and the list not read-only.
+    #[inline]
+    pub(super) fn write(&mut self, offset: u64, src: &[u8]) {
+        assert!(!self.read_only, "write to a read-only list");
+        let mut done = 0;
+        for segment in self.pieces(offset, src.len() as u64) {
+            let piece = segment.iovec();
+            // SAFETY: the piece lies in held memory (the invariant) that may be written (checked above).
+            unsafe { piece.write(0, &src[done..done + piece.len()]) };
+            done += piece.len();
+        }
+    }
+
+    /// Sets a range to `byte`; the conditions of [`write`](Store::write).
+    pub(super) fn fill(&mut self, offset: u64, len: u64, byte: u8) {
+        assert!(!self.read_only, "write to a read-only list");
+        for segment in self.pieces(offset, len) {
+            // SAFETY: as in `write`.
+            unsafe { segment.iovec().fill(byte) };
+        }
+    }
+
+    /// Copies `len` bytes from `offset` of `src`; the conditions of [`write`](Store::write) and
+    /// [`read`](Store::read).
+    pub(super) fn copy(&mut self, offset: u64, src: &Self, src_offset: u64, len: u64) {
+        assert!(!self.read_only, "write to a read-only list");
+        let mut at = offset;
+        for from in src.pieces(src_offset, len) {
+            let mut from = from.iovec();
+            for to in self.pieces(at, from.len() as u64) {
+                // SAFETY: both pieces lie in held memory (the invariant), and this list may be written.
+                unsafe { to.iovec().copy_from(&from) };
+                at += to.len();
+                from = from.slice(to.len() as usize, usize::MAX);
+            }
+        }
+    }
+
+    /// Marks guest memory of a range dirty: in the view's map, which is the one that is being logged now, and
+    /// in the maps the segments came from.
+    pub(super) fn mark_dirty(&self, view: &DmaView, offset: u64, len: u64) {
+        let current = view.map();
+        let others = || self.map.iter().chain(&self.older).filter(|map| !Arc::ptr_eq(map, current));
+        if !current.dirty_logging() && !others().any(|map| map.dirty_logging()) {
+            return;
+        }
+        for segment in self.pieces(offset, len).filter(Segment::is_guest) {
+            current.mark_dirty(segment.addr(), segment.len());
+            others().for_each(|map| map.mark_dirty(segment.addr(), segment.len()));
+        }
+    }
+}
