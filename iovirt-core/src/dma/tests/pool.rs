@@ -42,7 +42,9 @@ fn a_lost_list_is_reported_once_and_replaced() {
     assert_eq!(tags, [12, 13]);
     assert_eq!(pool.take_lost(&mut tags), 0);
     let lists: Vec<_> = (0..4).map(|_| pool.take()).collect();
-    lists.into_iter().for_each(|list| pool.put(list));
+    for list in lists {
+        pool.put(list);
+    }
     assert_eq!((pool.idle(), pool.take_lost(&mut tags)), (4, 0));
 }
 
