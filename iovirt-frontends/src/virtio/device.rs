@@ -88,7 +88,12 @@ pub trait QueueWork {
     ///
     /// # Errors
     /// As [`QueueWork::serve`].
-    fn resubmit(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring, heads: &[u16]) -> Result<(), QueueError>;
+    fn resubmit(
+        &mut self,
+        cx: &mut WorkerContext<'_>,
+        ring: &mut Ring,
+        heads: &[u16],
+    ) -> Result<(), QueueError>;
 
     /// Asks what is below to come to rest.
     fn drain(&mut self, cx: &mut WorkerContext<'_>);

@@ -232,7 +232,7 @@ impl QueueLane {
         self.work.start(features);
         let ring_features = RingFeatures::from_negotiated(features);
         let (shared, link) = (self.shared.clone(), self.link.clone());
-        match Ring::open(self.index, &snapshot.state, ring_features, &self.space, shared, link) {
+        match Ring::open(self.index, (&snapshot.state, start), ring_features, &self.space, shared, link) {
             Ok(ring) => {
                 self.ring = Some(ring);
                 self.resubmit.clone_from(&snapshot.heads);
@@ -284,7 +284,8 @@ impl QueueLane {
             Phase::Draining(completer) => {
                 let heads = self.work.heads_in_flight();
                 let at_rest = self.work.mode() == Mode::Quiesced && heads.is_empty();
-                let snapshot = self.ring.as_mut().map(|ring| QueueSnapshot { state: ring.queue.state(), heads });
+                let snapshot =
+                    self.ring.as_mut().map(|ring| QueueSnapshot { state: ring.queue.state(), heads });
                 self.link.set_snapshot(snapshot);
                 if at_rest {
                     completer.done();

@@ -1,7 +1,7 @@
 //! A ring as a device's queue works with it: the engine, the view of guest memory, and the way to the driver.
 
 use super::device::DeviceShared;
-use super::lane::QueueLink;
+use super::lane::{QueueLink, Start};
 use super::queue::{Chain, Head, QueueState, RingError, RingFeatures, SplitQueue};
 use iovirt_core::dma::{DmaSpace, DmaView};
 use std::fmt;
@@ -20,14 +20,17 @@ pub struct Ring {
 impl Ring {
     pub(super) fn open(
         index: u16,
-        state: &QueueState,
+        (state, start): (&QueueState, Start),
         features: RingFeatures,
         space: &DmaSpace,
         shared: Arc<DeviceShared>,
         link: Arc<QueueLink>,
     ) -> Result<Self, RingError> {
         let view = space.view();
-        let queue = SplitQueue::restore(state, features, &view)?;
+        let queue = match start {
+            Start::Running => SplitQueue::new(state.config, features, &view)?,
+            Start::Paused => SplitQueue::restore(state, features, &view)?,
+        };
         Ok(Self { queue, view, shared, link, index })
     }
 

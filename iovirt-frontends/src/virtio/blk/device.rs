@@ -24,8 +24,6 @@ pub struct VirtioBlk {
     queue_sizes: Vec<u16>,
     shared: Arc<BlkShared>,
     listener: Arc<CapsListener>,
-    /// Keeps the listener alive, of which the stack knows weakly.
-    _subscription: Arc<dyn EventListener>,
 }
 
 /// Passes the stack's events on to the transport.
@@ -61,9 +59,7 @@ impl VirtioBlk {
         backend.subscribe(&subscription);
         let shared = Arc::new(BlkShared { backend, id: config.id(), force_fua: AtomicBool::new(false) });
         let queue_sizes = vec![config.queue_size; config.queues.into()];
-        let device = Self { config, queue_sizes, shared, listener, _subscription: subscription };
-        device.reset();
-        Ok(device)
+        Ok(Self { config, queue_sizes, shared, listener })
     }
 
     fn writeback(&self) -> Writeback {

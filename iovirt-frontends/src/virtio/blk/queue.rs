@@ -2,9 +2,9 @@
 
 use super::config::F_FLUSH;
 use super::request::{self, Parsed};
-use crate::virtio::{QueueError, QueueWork};
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
+use crate::virtio::{QueueError, QueueWork};
 use iovirt_core::dma::{SgLimits, SgList};
 use iovirt_core::pipeline::BoxBackend;
 use iovirt_core::request::block::{
@@ -12,7 +12,7 @@ use iovirt_core::request::block::{
 };
 use iovirt_core::stage::{Client, Finished, open_with_fua};
 use iovirt_core::worker::{Turn, WorkerContext};
-use iovirt_core::{BackendError, Depth, Mode, Queue, Tag};
+use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Tag};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use virtio_bindings::virtio_blk as bindings;
@@ -66,7 +66,12 @@ impl BlkQueue {
 
     /// Takes up to `budget` chains and says how many it took.
     #[inline]
-    fn take_chains(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring, budget: usize) -> Result<usize, QueueError> {
+    fn take_chains(
+        &mut self,
+        cx: &mut WorkerContext<'_>,
+        ring: &mut Ring,
+        budget: usize,
+    ) -> Result<usize, QueueError> {
         let fua = self.shared.force_fua.load(Ordering::Relaxed);
         for taken in 0..budget {
             let Some((tag, sg)) = self.client.begin() else { return Ok(taken) };
@@ -78,7 +83,7 @@ impl BlkQueue {
                 }
                 Err(error) => {
                     self.client.abandon(tag, sg);
-                    return Err(error);
+                    return Err(error.into());
                 }
             };
             self.start(cx, ring, (head, tag, sg), fua)?;
@@ -270,16 +275,21 @@ impl QueueWork for BlkQueue {
         Ok(())
     }
 
-    fn resubmit(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring, heads: &[u16]) -> Result<(), QueueError> {
+    fn resubmit(
+        &mut self,
+        cx: &mut WorkerContext<'_>,
+        ring: &mut Ring,
+        heads: &[u16],
+    ) -> Result<(), QueueError> {
         let fua = self.shared.force_fua.load(Ordering::Relaxed);
         for &head in heads {
             let Some((tag, sg)) = self.client.begin() else {
                 return Err(QueueError::TooManyInFlight);
             };
-            let head = Head::new(head);
+            let head = Head::from_saved(head);
             if let Err(error) = ring.reread(head, &mut self.chain) {
                 self.client.abandon(tag, sg);
-                return Err(error);
+                return Err(error.into());
             }
             self.start(cx, ring, (head, tag, sg), fua)?;
         }

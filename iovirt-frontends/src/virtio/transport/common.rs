@@ -4,11 +4,11 @@ use crate::virtio::device::{DeviceShared, VirtioDevice, VirtioNotify};
 use crate::virtio::lane::{Activation, Command, QueueCounters, QueueLane, QueueLink, QueueSnapshot, Start};
 use crate::virtio::queue::{QueueConfig, QueueState};
 use crate::virtio::{feature, status};
+use iovirt_core::WorkerHandle;
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::doorbell::Doorbell;
 use iovirt_core::frontend::{Access, Completer, Ticket};
 use iovirt_core::state::{SavedState, StageStates, StateError};
-use iovirt_core::WorkerHandle;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
@@ -105,7 +105,12 @@ impl Common {
     fn finish_reset(&self, state: &mut CommonState) {
         self.device.reset();
         self.shared.mend();
-        *state = CommonState { driver_features: 0, status: 0, queues: fresh_queues(&*self.device), resetting: None };
+        *state = CommonState {
+            driver_features: 0,
+            status: 0,
+            queues: fresh_queues(&*self.device),
+            resetting: None,
+        };
     }
 
     /// The features on offer.
@@ -223,7 +228,8 @@ impl Common {
     /// The driver takes a queue back without a reset of the device.
     pub(super) fn disable_queue(&self, index: u32) -> Access {
         let mut state = self.state();
-        let Some((queue, link)) = state.queues.get_mut(index as usize).zip(self.links.get(index as usize)) else {
+        let Some((queue, link)) = state.queues.get_mut(index as usize).zip(self.links.get(index as usize))
+        else {
             return Access::Done;
         };
         queue.config.ready = false;
@@ -272,7 +278,8 @@ impl Common {
 
     pub(super) fn save(&self) -> Result<TransportState, StateError> {
         let state = self.state();
-        let not_now = |reason: &str| StateError::NotNow { kind: self.device.name().into(), reason: reason.into() };
+        let not_now =
+            |reason: &str| StateError::NotNow { kind: self.device.name().into(), reason: reason.into() };
         if state.resetting.is_some() {
             return Err(not_now("a reset is under way"));
         }
@@ -308,9 +315,14 @@ impl Common {
         state.status = saved.status;
         state.queues.clone_from(&saved.queues);
         for ((queue, link), snapshot) in saved.queues.iter().zip(&self.links).zip(&saved.snapshots) {
-            if queue.active && let Some(snapshot) = snapshot {
-                let activation =
-                    Activation { snapshot: snapshot.clone(), features: saved.driver_features, start: Start::Paused };
+            if queue.active
+                && let Some(snapshot) = snapshot
+            {
+                let activation = Activation {
+                    snapshot: snapshot.clone(),
+                    features: saved.driver_features,
+                    start: Start::Paused,
+                };
                 link.tell(Command::Activate(activation));
             }
         }
@@ -327,14 +339,17 @@ impl Common {
         }
         let missing = saved.driver_features & !self.features();
         if missing != 0 {
-            return mismatch(format!("the driver uses features {missing:#x}, which this device does not offer"));
+            return mismatch(format!(
+                "the driver uses features {missing:#x}, which this device does not offer"
+            ));
         }
         let sizes = self.device.queue_max_sizes();
         if saved.queues.len() != sizes.len() || saved.snapshots.len() != sizes.len() {
             return mismatch(format!("it has {} queues, this device {}", saved.queues.len(), sizes.len()));
         }
         let too_large = saved.queues.iter().zip(sizes).any(|(queue, max)| queue.config.size > *max);
-        let foreign = |snapshot: &QueueSnapshot| snapshot.heads.len() > usize::from(snapshot.state.config.size);
+        let foreign =
+            |snapshot: &QueueSnapshot| snapshot.heads.len() > usize::from(snapshot.state.config.size);
         if too_large || saved.snapshots.iter().flatten().any(foreign) {
             return mismatch("a queue is larger than this device allows".into());
         }

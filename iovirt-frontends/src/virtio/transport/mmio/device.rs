@@ -7,13 +7,13 @@ use super::state::MmioState;
 use crate::virtio::queue::QueueConfig;
 use crate::virtio::transport::common::{Common, TransportError, TransportState};
 use crate::virtio::{QueueCounters, VirtioDevice, VirtioNotify};
+use iovirt_core::WorkerHandle;
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::doorbell::DoorbellSpec;
 use iovirt_core::frontend::{Access, Frontend, RegionKind, RegionSpec, Ticket};
 use iovirt_core::irq::Interrupt;
 use iovirt_core::pipeline::Stages;
 use iovirt_core::state::{SavedState, StateError};
-use iovirt_core::WorkerHandle;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
