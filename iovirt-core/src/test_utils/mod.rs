@@ -1,0 +1,4 @@
+//! The test kit.
+
+#[cfg(feature = "test-utils-virtio")]
+pub mod virtio;
