@@ -62,7 +62,8 @@ fn theirs<B: Bitmap>(memory: &GuestMemoryMmap<B>, queue: &mut Queue) -> bool {
             };
             for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize, access).unwrap() {
                 let slice = slice.unwrap();
-                black_box((slice.ptr_guard_mut().as_ptr(), slice.len()));
+                black_box(slice.ptr_guard_mut().as_ptr());
+                black_box(slice.len());
             }
         }
         queue.add_used(memory, head, written).unwrap();
@@ -75,7 +76,8 @@ fn ours(view: &mut iovirt_core::dma::DmaView, queue: &mut SplitQueue, chain: &mu
     queue.refresh(view).unwrap();
     while let Some(head) = queue.pop(view, chain).unwrap() {
         for iov in chain.readable().as_iovecs().iter().chain(chain.writable().as_iovecs()) {
-            black_box((iov.as_ptr(), iov.len()));
+            black_box(iov.as_ptr());
+            black_box(iov.len());
         }
         queue.push_used(head, chain.writable().len() as u32);
     }

@@ -29,8 +29,7 @@ struct Hot {
 }
 
 impl Hot {
-    const EMPTY: Self =
-        Self { base: 0, readable: 0, writable: 0, host: IoVec::new(std::ptr::NonNull::dangling(), 0) };
+    const EMPTY: Self = Self { base: 0, readable: 0, writable: 0, host: IoVec::EMPTY };
 
     fn of(region: &Region) -> Self {
         let writable = if region.allows(Access::Write) { region.len() } else { 0 };
@@ -99,7 +98,7 @@ impl DmaView {
         if offset >= limit || len > limit - offset {
             return None;
         }
-        Some(Segment::guest(addr, hot.host.slice(offset as usize, len as usize)))
+        Some(Segment::guest(addr, hot.host.part(offset as usize, len as usize)))
     }
 
     /// Finds the host memory of `len` bytes at the device's address `addr` and calls `each` for every
@@ -129,13 +128,18 @@ impl DmaView {
         })
     }
 
-    /// Resolves a piece that must be contiguous in the guest and on the host, aligned to `align` bytes in both.
+    /// Resolves a piece that must be contiguous in the guest and on the host, aligned to `ALIGN` bytes in both.
     ///
     /// # Errors
     ///
-    /// [`DmaError`] as in [`resolve`](DmaView::resolve), or if the piece is not contiguous or not aligned.
-    pub fn map_area(&self, addr: u64, len: u64, align: u64, access: Access) -> Result<MappedArea, DmaError> {
-        MappedArea::resolve(self, addr, len, align, access)
+    /// [`DmaError`] as in [`resolve`](DmaView::resolve), or if the piece is empty, not contiguous or not aligned.
+    pub fn map_area<const ALIGN: usize>(
+        &self,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<MappedArea<ALIGN>, DmaError> {
+        MappedArea::resolve(self, addr, len, access)
     }
 
     /// Copies from guest memory.

@@ -27,7 +27,7 @@ fn a_range_crosses_pages() {
     list.push(&view, 0x10_0ffe, 4, Access::Write).unwrap();
     let segments: Vec<_> = list.segments().map(|s| (s.guest_addr(), s.len())).collect();
     assert_eq!(segments, [(Some(0x5ffe), 2), (Some(0x3000), 2)]);
-    let error = view.map_area(0x10_0000, 0x2000, 2, Access::Read).unwrap_err();
+    let error = view.map_area::<2>(0x10_0000, 0x2000, Access::Read).unwrap_err();
     assert_eq!(error, DmaError::NotContiguous { addr: 0x10_0000, len: 0x2000 });
 }
 

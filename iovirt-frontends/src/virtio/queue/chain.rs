@@ -2,7 +2,7 @@
 
 use iovirt_core::dma::{Access, DmaView, MappedArea, SgLimits, SgList};
 
-use super::layout::{DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor};
+use super::layout::{DESC_ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor};
 use super::{RingError, RingFeatures};
 
 /// The buffers of one chain: what the device reads, and what it writes, each as one stream of bytes. A
@@ -37,7 +37,7 @@ impl Default for Chain {
 /// Where descriptors come from, and how far a chain may go.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Table<'a> {
-    pub(super) area: &'a MappedArea,
+    pub(super) area: &'a MappedArea<DESC_ALIGN>,
     pub(super) size: u16,
     pub(super) features: RingFeatures,
 }

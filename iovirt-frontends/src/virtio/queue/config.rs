@@ -46,7 +46,8 @@ impl QueueConfig {
             (RingArea::Available, self.avail, layout::AVAIL_ALIGN),
             (RingArea::Used, self.used, layout::USED_ALIGN),
         ] {
-            if addr % align != 0 {
+            let align = align as u64;
+            if !addr.is_multiple_of(align) {
                 return Err(ConfigError::Misaligned { area, addr, align });
             }
         }

@@ -1,14 +1,13 @@
 //! Where the fields of a split virtqueue lie (VIRTIO 1.2, sections 2.7 to 2.7.8). Offsets and sizes in bytes.
 
 use iovirt_core::dma::MappedArea;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// Size of a descriptor (2.7.5).
 pub(super) const DESC_SIZE: u64 = 16;
 /// Alignment of the descriptor table, available ring and used ring (2.7).
-pub(super) const DESC_ALIGN: u64 = 16;
-pub(super) const AVAIL_ALIGN: u64 = 2;
-pub(super) const USED_ALIGN: u64 = 4;
+pub(super) const DESC_ALIGN: usize = 16;
+pub(super) const AVAIL_ALIGN: usize = 2;
+pub(super) const USED_ALIGN: usize = 4;
 
 /// Offsets of `flags`, `idx` and `ring`, in either ring (2.7.6, 2.7.8).
 pub(super) const RING_FLAGS: usize = 0;
@@ -68,9 +67,9 @@ pub(super) struct Descriptor {
 impl Descriptor {
     /// Reads descriptor `index` of the table; it must be below the queue size.
     #[inline]
-    pub(super) fn load(table: &MappedArea, index: u16) -> Self {
-        let offset = DESC_SIZE as usize * usize::from(index);
-        Self::new(table.load_u64(offset, Relaxed), table.load_u64(offset + 8, Relaxed))
+    pub(super) fn load(table: &MappedArea<DESC_ALIGN>, index: u16) -> Self {
+        let [addr, rest] = table.load_u64_pair(DESC_SIZE as usize * usize::from(index));
+        Self::new(addr, rest)
     }
 
     /// From the sixteen bytes of an indirect table's entry.

@@ -47,22 +47,22 @@ pub struct SplitQueue {
 
 #[derive(Debug)]
 struct Areas {
-    desc: MappedArea,
-    avail: MappedArea,
-    used: MappedArea,
+    desc: MappedArea<{ layout::DESC_ALIGN }>,
+    avail: MappedArea<{ layout::AVAIL_ALIGN }>,
+    used: MappedArea<{ layout::USED_ALIGN }>,
 }
 
 impl Areas {
     fn resolve(config: &QueueConfig, view: &DmaView) -> Result<Self, ConfigError> {
-        let map = |area, addr, len, align, access| {
-            view.map_area(addr, len, align, access).map_err(|error| ConfigError::Area { area, error })
-        };
-        let size = config.size;
-        let (desc, avail, used) = (layout::desc_len(size), layout::avail_len(size), layout::used_len(size));
+        let refused = |area| move |error| ConfigError::Area { area, error };
+        let (size, read, write) = (config.size, Access::Read, Access::Write);
+        let desc = view.map_area(config.desc, layout::desc_len(size), read);
+        let avail = view.map_area(config.avail, layout::avail_len(size), read);
+        let used = view.map_area(config.used, layout::used_len(size), write);
         Ok(Self {
-            desc: map(RingArea::Descriptors, config.desc, desc, layout::DESC_ALIGN, Access::Read)?,
-            avail: map(RingArea::Available, config.avail, avail, layout::AVAIL_ALIGN, Access::Read)?,
-            used: map(RingArea::Used, config.used, used, layout::USED_ALIGN, Access::Write)?,
+            desc: desc.map_err(refused(RingArea::Descriptors))?,
+            avail: avail.map_err(refused(RingArea::Available))?,
+            used: used.map_err(refused(RingArea::Used))?,
         })
     }
 }
