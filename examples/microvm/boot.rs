@@ -54,7 +54,6 @@ pub(crate) struct BootSource {
 
 /// A kernel in memory.
 struct Loaded {
-    path: PathBuf,
     entry: Entry,
     /// The header of a bzImage.
     header: Option<setup_header>,
@@ -114,7 +113,7 @@ fn load_kernel(memory: &GuestMemoryMmap, path: &Path) -> Result<Loaded, MachineE
             PvhBootCapability::PvhEntryPresent(address) => Entry::Pvh(address.0),
             _ => Entry::Linux64(loaded.kernel_load.0),
         };
-        return Ok(Loaded { path: path.to_owned(), entry, header: None, end: loaded.kernel_end });
+        return Ok(Loaded { entry, header: None, end: loaded.kernel_end });
     }
     let KernelLoaderResult { kernel_load, kernel_end, setup_header, .. } =
         BzImage::load(memory, None, &mut file, Some(GuestAddress(MIB))).map_err(|error| {
@@ -127,7 +126,6 @@ fn load_kernel(memory: &GuestMemoryMmap, path: &Path) -> Result<Loaded, MachineE
     // The kernel unpacks itself where it was linked to run, or where it lies, whichever is higher.
     let unpacked = { header.pref_address }.max(kernel_load.0) + u64::from(header.init_size);
     Ok(Loaded {
-        path: path.to_owned(),
         entry: Entry::Linux64(kernel_load.0 + ENTRY_64),
         header: Some(header),
         end: unpacked.max(kernel_end),

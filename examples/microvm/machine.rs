@@ -75,7 +75,7 @@ impl Machine {
         ports.insert(u64::from(RTC_PORT), 2, "rtc", Arc::new(Rtc::new()))?;
         ports.insert(u64::from(I8042_PORT), 1, "i8042", Arc::new(I8042(Arc::clone(&control))))?;
         ports.insert(u64::from(EXIT_PORT), 1, "exit", Arc::new(ExitPort(Arc::clone(&control))))?;
-        let power = PowerManagement(Arc::clone(&control));
+        let power = PowerManagement::new(Arc::clone(&control));
         ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::new(power))?;
         Ok(Self { vm, ports, mmio: Bus::default(), slots: Slots::default(), control, serial, vcpus })
     }
@@ -93,7 +93,7 @@ impl Machine {
         vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
         let terminal = RawTerminal::enter().map_err(MachineError::host("switch the terminal to raw mode"))?;
         let console = serial
-            .read_from(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&control))
+            .serve(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&control))
             .map_err(MachineError::host("start the console's thread"))?;
 
         let started = Instant::now();
@@ -114,6 +114,7 @@ impl Machine {
         let ran = started.elapsed();
         // It waits for the control's event too, so it has ended or is about to.
         let _ = console.join();
+        serial.flush();
         drop(terminal);
         if let Some(error) = failure {
             return Err(error);

@@ -1,6 +1,7 @@
 //! The ways a guest ends: the exit port, the keyboard controller's reset line, ACPI power-off and reset.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
 use crate::bus::BusDevice;
 use crate::control::{Control, Stop};
@@ -53,24 +54,39 @@ impl BusDevice for I8042 {
 }
 
 /// ACPI's fixed registers. No event is ever pending, so the system control interrupt never fires.
-pub(crate) struct PowerManagement(pub(crate) Arc<Control>);
+pub(crate) struct PowerManagement {
+    control: Arc<Control>,
+    /// What the guest wrote into the enable half of the event block; it checks that this sticks.
+    enabled: AtomicU16,
+}
+
+impl PowerManagement {
+    pub(crate) fn new(control: Arc<Control>) -> Self {
+        Self { control, enabled: AtomicU16::new(0) }
+    }
+}
 
 impl BusDevice for PowerManagement {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            *byte = if at == u64::from(PM1_CONTROL - PM_BASE) { SCI_ENABLE } else { 0 };
+        let [low, high] = self.enabled.load(Relaxed).to_le_bytes();
+        let registers = [0, 0, low, high, SCI_ENABLE, 0, 0, 0];
+        for (byte, register) in data.iter_mut().zip(&registers[offset as usize..]) {
+            *byte = *register;
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
+        if let (2, &[low, high]) = (offset, data) {
+            self.enabled.store(u16::from_le_bytes([low, high]), Relaxed);
+        }
         for (at, byte) in (offset..).zip(data) {
             // The high byte of PM1 control: sleep type in bits 2 to 4, sleep enable in bit 5.
             let sleeps = byte >> 5 & 1 == 1 && byte >> 2 & 7 == SLEEP_TYPE_S5;
             if at == u64::from(PM1_CONTROL - PM_BASE) + 1 && sleeps {
-                self.0.stop(Stop::PowerOff);
+                self.control.stop(Stop::PowerOff);
             }
             if at == u64::from(PM_RESET - PM_BASE) && *byte == PM_RESET_VALUE {
-                self.0.stop(Stop::Reset);
+                self.control.stop(Stop::Reset);
             }
         }
     }
@@ -92,7 +108,7 @@ mod tests {
 
     #[test]
     fn only_the_right_writes_stop_the_machine() {
-        let pm = |offset, data: &[u8]| after(|c| Box::new(PowerManagement(c)), offset, data);
+        let pm = |offset, data: &[u8]| after(|c| Box::new(PowerManagement::new(c)), offset, data);
         assert_eq!(pm(4, &0x3400u16.to_le_bytes()), Some(Stop::PowerOff));
         assert_eq!(pm(4, &0x1400u16.to_le_bytes()), None, "sleep type without sleep enable");
         assert_eq!(pm(4, &0x2400u16.to_le_bytes()), None, "another sleep type");
@@ -105,8 +121,11 @@ mod tests {
 
     #[test]
     fn acpi_mode_is_on_and_no_event_pending() {
+        let device = PowerManagement::new(Arc::new(Control::new().unwrap()));
+        device.write(2, &0x0420u16.to_le_bytes());
+        device.write(0, &0xffffu16.to_le_bytes());
         let mut data = [0xff; 6];
-        PowerManagement(Arc::new(Control::new().unwrap())).read(0, &mut data);
-        assert_eq!(data, [0, 0, 0, 0, SCI_ENABLE, 0]);
+        device.read(0, &mut data);
+        assert_eq!(data, [0, 0, 0x20, 0x04, SCI_ENABLE, 0]);
     }
 }

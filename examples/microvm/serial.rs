@@ -43,28 +43,76 @@ impl SerialEvents for Room {
     }
 }
 
+/// The guest prints byte by byte, and a system call for each would cost more than the guest itself. So bytes wait for
+/// the end of the line, for a full buffer, or for the console's thread, which looks after them when the guest pauses.
+struct Lines {
+    pending: Vec<u8>,
+    out: Box<dyn Write + Send>,
+    wake: Arc<EventFd>,
+}
+
+const LINE: usize = 256;
+const FLUSH_AFTER_MS: libc::c_int = 10;
+
+impl Lines {
+    fn write_out(&mut self) -> io::Result<()> {
+        let result = self.out.write_all(&self.pending).and_then(|()| self.out.flush());
+        self.pending.clear();
+        result
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.pending.is_empty() {
+            self.wake.write(1)?;
+        }
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() >= LINE || bytes.contains(&b'\n') {
+            self.write_out()?;
+        }
+        Ok(bytes.len())
+    }
+
+    /// Called after every byte, and ignored; see [`SerialPort::flush`].
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Uart = Serial<Line, Room, Lines>;
+
 /// A serial port with a 16550 inside.
 pub(crate) struct SerialPort {
-    uart: Mutex<Serial<Line, Room, Box<dyn Write + Send>>>,
-    room: Arc<EventFd>,
+    uart: Mutex<Uart>,
+    /// Wakes the console's thread: there is room for input, or output is pending.
+    wake: Arc<EventFd>,
 }
 
 impl SerialPort {
     /// A port that raises `line` and prints to `out`.
     pub(crate) fn new(line: EventFd, out: Box<dyn Write + Send>) -> io::Result<Self> {
-        let room = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
-        let uart = Serial::with_events(Line(line), Room(Arc::clone(&room)), out);
-        Ok(Self { uart: Mutex::new(uart), room })
+        let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
+        let lines = Lines { pending: Vec::with_capacity(LINE), out, wake: Arc::clone(&wake) };
+        let uart = Serial::with_events(Line(line), Room(Arc::clone(&wake)), lines);
+        Ok(Self { uart: Mutex::new(uart), wake })
     }
 
-    fn uart(&self) -> MutexGuard<'_, Serial<Line, Room, Box<dyn Write + Send>>> {
+    fn uart(&self) -> MutexGuard<'_, Uart> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Feeds the guest from `input` on a thread of its own, until the input ends or the machine stops.
+    /// Writes out what is pending.
+    pub(crate) fn flush(&self) {
+        // A console that cannot be written to (a closed pipe) must not stop the guest.
+        let _ = self.uart().writer_mut().write_out();
+    }
+
+    /// Serves the console on a thread of its own, until the machine stops: feeds the guest from `input`, and writes
+    /// out what it printed when it pauses.
     ///
     /// With `escapes`, Ctrl-A is a prefix for commands to this process.
-    pub(crate) fn read_from(
+    pub(crate) fn serve(
         self: &Arc<Self>,
         input: RawFd,
         escapes: bool,
@@ -73,41 +121,49 @@ impl SerialPort {
         let port = Arc::clone(self);
         thread::Builder::new().name("console".to_owned()).spawn(move || {
             let mut keys = Keys { escapes, pending: false };
-            while !control.stopping() && port.feed(input, &mut keys, &control) {}
+            let mut input = Some(input);
+            while !control.stopping() {
+                input = input.filter(|fd| port.turn(Some(*fd), &mut keys, &control));
+                if input.is_none() {
+                    port.turn(None, &mut keys, &control);
+                }
+            }
         })
     }
 
-    /// Waits for input and hands over as much as the guest has room for; false at the end of the input.
-    fn feed(&self, input: RawFd, keys: &mut Keys, control: &Control) -> bool {
-        let room = self.uart().fifo_capacity();
-        let watch =
-            |fd, wanted| libc::pollfd { fd, events: if wanted { libc::POLLIN } else { 0 }, revents: 0 };
-        let mut fds = [
-            watch(control.as_raw_fd(), true),
-            watch(self.room.as_raw_fd(), room == 0),
-            watch(input, room > 0),
-        ];
-        if room == 0 {
-            // Without an event asked for, poll still reports a closed pipe, at once and for ever.
-            fds[2].fd = -1;
-        }
+    /// Waits for something to do and does it; false when the input has ended.
+    fn turn(&self, input: Option<RawFd>, keys: &mut Keys, control: &Control) -> bool {
+        let (room, pending) = {
+            let uart = self.uart();
+            (uart.fifo_capacity(), !uart.writer().pending.is_empty())
+        };
+        // poll ignores descriptor -1. Input waits while the guest has no room for it.
+        let input = input.filter(|_| room > 0).unwrap_or(-1);
+        let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut fds = [watch(control.as_raw_fd()), watch(self.wake.as_raw_fd()), watch(input)];
+        let timeout = if pending { FLUSH_AFTER_MS } else { -1 };
         // SAFETY: the pointer and the count describe an array that lives until poll returns.
-        if unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) } < 0 {
-            return io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+        match unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) } {
+            0 => self.flush(),
+            ready if ready < 0 => return io::Error::last_os_error().kind() == io::ErrorKind::Interrupted,
+            _ => {}
         }
         if fds[1].revents != 0 {
-            // Nothing to read means another wake-up took it.
-            let _ = self.room.read();
+            // Nothing to read means that another turn took it.
+            let _ = self.wake.read();
         }
-        if fds[2].revents == 0 {
-            return true;
-        }
+        fds[2].revents == 0 || self.feed(input, room, keys, control)
+    }
+
+    /// Hands over what is typed, at most `room` bytes; false at the end of the input.
+    fn feed(&self, input: RawFd, room: usize, keys: &mut Keys, control: &Control) -> bool {
         let mut buffer = [0u8; 64];
         let wanted = room.min(buffer.len());
         // SAFETY: the buffer is valid for `wanted` bytes, at most its length.
         let got = unsafe { libc::read(input, buffer.as_mut_ptr().cast(), wanted) };
         let Ok(got) = usize::try_from(got) else {
-            return io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+            let kind = io::Error::last_os_error().kind();
+            return matches!(kind, io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock);
         };
         let mut typed = Vec::with_capacity(got);
         for key in &buffer[..got] {
@@ -133,7 +189,7 @@ impl BusDevice for SerialPort {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let [value] = data {
-            // A console that cannot be written to (a closed pipe) must not stop the guest.
+            // As in `flush`.
             let _ = self.uart().write(offset as u8, *value);
         }
     }
@@ -171,6 +227,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     #[test]
     fn escape_keys() {
@@ -194,12 +251,32 @@ mod tests {
         let (mut keys, control) = (Keys { escapes: false, pending: false }, Control::new().unwrap());
         port.write(1, &[1]);
         writer.write_all(b"hi").unwrap();
-        assert!(port.feed(reader.as_raw_fd(), &mut keys, &control));
+        assert!(port.turn(Some(reader.as_raw_fd()), &mut keys, &control));
         assert!(line.read().is_ok());
         let mut data = [0; 1];
         port.read(0, &mut data);
         assert_eq!(data, *b"h");
         drop(writer);
-        assert!(!port.feed(reader.as_raw_fd(), &mut keys, &control), "the input has ended");
+        port.wake.read().ok();
+        assert!(!port.turn(Some(reader.as_raw_fd()), &mut keys, &control), "the input has ended");
+    }
+
+    #[test]
+    fn output_leaves_by_lines_and_when_the_guest_pauses() {
+        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let port = SerialPort::new(line, Box::new(writer)).unwrap();
+        let (mut keys, control) = (Keys { escapes: false, pending: false }, Control::new().unwrap());
+        let mut read = || {
+            let mut buffer = [0; 16];
+            let got = reader.read(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..got]).into_owned()
+        };
+        b"one\ntwo".iter().for_each(|byte| port.write(0, &[*byte]));
+        assert_eq!(read(), "one\n");
+        // One turn takes the wake-up, the next one finds that the guest has paused.
+        port.turn(None, &mut keys, &control);
+        port.turn(None, &mut keys, &control);
+        assert_eq!(read(), "two");
     }
 }
