@@ -176,19 +176,18 @@ fn write_zero_page(
     kernel: &Loaded,
     initrd: Extent,
 ) -> Result<(), MachineError> {
-    let mut page = boot_params::default();
-    page.hdr = kernel.header.unwrap_or(setup_header {
+    let hdr = kernel.header.unwrap_or(setup_header {
         boot_flag: BOOT_FLAG,
         header: HEADER_MAGIC,
         kernel_alignment: KERNEL_ALIGNMENT,
         ..Default::default()
     });
+    let mut page = boot_params { hdr, acpi_rsdp_addr: ACPI_TABLES, ..Default::default() };
     page.hdr.type_of_loader = UNKNOWN_LOADER;
     page.hdr.cmd_line_ptr = COMMAND_LINE as u32;
     page.hdr.ramdisk_image = initrd.start as u32;
     page.hdr.ramdisk_size =
         u32::try_from(initrd.len).map_err(|_| MachineError::InitrdTooLarge { size: initrd.len })?;
-    page.acpi_rsdp_addr = ACPI_TABLES;
     for (index, (addr, size, kind)) in layout::memory_map(memory_size).into_iter().enumerate() {
         page.e820_table[index] = boot_e820_entry { addr, size, r#type: kind as u32 };
         page.e820_entries = index as u8 + 1;

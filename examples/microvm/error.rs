@@ -12,7 +12,7 @@ pub(crate) enum MachineError {
     KvmVersion(i32),
     #[error("this KVM lacks {0}, which the machine needs")]
     KvmLacks(&'static str),
-    #[error("this KVM cannot run a 64-bit guest with paging: {0}")]
+    #[error("this KVM cannot run a 64-bit guest: {0}")]
     No64Bit(String),
     #[error("cannot {what}: {source}")]
     Kvm { what: &'static str, source: io::Error },

@@ -1,7 +1,7 @@
 //! How often a guest left its processor, and what for: as this process sees it, and as KVM counts it.
 
 use std::fs::File;
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -97,9 +97,9 @@ pub(crate) struct StatsFd(File);
 
 impl StatsFd {
     /// The statistics of the machine or vCPU behind `fd`, where this kernel has them.
-    pub(crate) fn open(fd: &RawFd) -> Option<Self> {
+    pub(crate) fn open(fd: &impl AsRawFd) -> Option<Self> {
         // SAFETY: the ioctl takes no argument; on a descriptor of another kind it fails.
-        let stats = unsafe { libc::ioctl(*fd, KVM_GET_STATS_FD, 0) };
+        let stats = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_GET_STATS_FD, 0) };
         // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
         (stats >= 0).then(|| Self(unsafe { File::from_raw_fd(stats) }))
     }
@@ -149,7 +149,6 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn kinds_are_in_the_order_of_the_enum() {
@@ -174,7 +173,7 @@ mod tests {
         file.write_all(&[0xff; 64]).unwrap();
         assert!(StatsFd(file).read().is_empty());
         let file = tempfile();
-        assert!(StatsFd::open(&file.as_raw_fd()).is_none());
+        assert!(StatsFd::open(&file).is_none());
     }
 
     fn tempfile() -> File {

@@ -16,9 +16,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvm_ioctls::Kvm;
+
 use crate::boot::{self, BootSource};
 use crate::bus::Bus;
 use crate::control::{Control, Stop};
+use crate::entry::Entry;
 use crate::error::MachineError;
 use crate::exits::{EXIT_KINDS, ExitReport, VcpuReport};
 use crate::layout::{SERIAL_GSI, Slots};
@@ -60,6 +63,11 @@ impl Machine {
     pub(crate) fn new(memory_size: u64, vcpus: u32) -> Result<Self, MachineError> {
         let kvm = vm::open_kvm()?;
         probe::runs_64_bit_guests(&kvm)?;
+        Self::on(kvm, memory_size, vcpus)
+    }
+
+    /// A machine on a KVM that can run it.
+    fn on(kvm: Kvm, memory_size: u64, vcpus: u32) -> Result<Self, MachineError> {
         let vm = Vm::new(kvm, memory_size)?;
         let limit = vm.vcpu_limit();
         if vcpus == 0 || vcpus > limit {
@@ -82,20 +90,33 @@ impl Machine {
 
     /// Boots and runs until the guest, the user or a signal ends it.
     pub(crate) fn run(self, source: &BootSource) -> Result<Outcome, MachineError> {
-        let Self { vm, ports, mmio, slots, control, serial, vcpus } = self;
-        let entry = boot::load(vm.memory(), vm.memory_size(), source, vcpus as u8, slots.taken())?;
-        let processors =
-            (0..vcpus).map(|index| Vcpu::new(&vm, index, vcpus, entry)).collect::<Result<Vec<_>, _>>()?;
-        let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
+        let memory = self.vm.memory();
+        let entry = boot::load(memory, self.vm.memory_size(), source, self.vcpus as u8, self.slots.taken())?;
 
         // Blocked before any thread starts, so that every thread inherits it and only this one sees the signals.
         let signals = EndingSignals::block().map_err(MachineError::host("watch for signals"))?;
-        vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
         let terminal = RawTerminal::enter().map_err(MachineError::host("switch the terminal to raw mode"))?;
+        let serial = Arc::clone(&self.serial);
         let console = serial
-            .serve(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&control))
+            .serve(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&self.control))
             .map_err(MachineError::host("start the console's thread"))?;
+        let control = Arc::clone(&self.control);
+        let outcome = self.execute(entry, || signals.wait_for_end(&control));
+        control.stop(Stop::Quit);
+        // It waits for the control's event, so it has ended or is about to.
+        let _ = console.join();
+        serial.flush();
+        drop(terminal);
+        outcome
+    }
 
+    /// Runs what is in memory, from `entry` until `wait` returns, which it does when the machine is to stop.
+    fn execute(self, entry: Entry, wait: impl FnOnce()) -> Result<Outcome, MachineError> {
+        let Self { vm, ports, mmio, control, vcpus, .. } = self;
+        let processors =
+            (0..vcpus).map(|index| Vcpu::new(&vm, index, vcpus, entry)).collect::<Result<Vec<_>, _>>()?;
+        let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
+        vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
         let started = Instant::now();
         let mut running = Vec::new();
         let mut failure = None;
@@ -109,17 +130,13 @@ impl Machine {
                 }
             }
         }
-        signals.wait_for_end(&control);
+        wait();
         let vcpus = running.into_iter().map(join).collect();
         let ran = started.elapsed();
-        // It waits for the control's event too, so it has ended or is about to.
-        let _ = console.join();
-        serial.flush();
-        drop(terminal);
         if let Some(error) = failure {
             return Err(error);
         }
-        let stop = control.cause().unwrap_or(Stop::PowerOff);
+        let stop = control.cause().unwrap_or(Stop::Quit);
         let vm_stats = vm.stats().map(|stats| stats.read()).unwrap_or_default();
         let exits = ExitReport { vcpus, vm: vm_stats, ports: ports.exits(), mmio: mmio.exits() };
         Ok(Outcome { stop, ran, exits })
@@ -182,5 +199,91 @@ impl EndingSignals {
         let got = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) };
         // SAFETY: a signalfd gives whole records only, and all zeroes would be a valid one besides.
         (got == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::bus::BusDevice;
+    use crate::entry;
+    use crate::layout::MMIO_LEN;
+
+    /// Remembers what was written, and answers with a constant.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<(u64, Vec<u8>)>>);
+
+    impl BusDevice for Recorder {
+        fn read(&self, _offset: u64, data: &mut [u8]) {
+            data.fill(0x5a);
+        }
+        fn write(&self, offset: u64, data: &[u8]) {
+            self.0.lock().unwrap().push((offset, data.to_vec()));
+        }
+    }
+
+    /// In 32-bit mode without paging, which every KVM runs.
+    const PROGRAM: [u8; 58] = [
+        0xbb, 0x50, 0x00, 0x00, 0xd0, // mov ebx, 0xd0000050
+        0xc7, 0x03, 0x01, 0x00, 0x00, 0x00, // mov dword [ebx], 1: the doorbell of queue 1
+        0xc7, 0x03, 0x02, 0x00, 0x00, 0x00, // mov dword [ebx], 2: a queue without one
+        0xbe, 0x00, 0x20, 0x00, 0x00, // mov esi, 0x2000
+        0xb9, 0x02, 0x00, 0x00, 0x00, // mov ecx, 2
+        0x66, 0xba, 0x00, 0x05, // mov dx, 0x500
+        0xf3, 0x66, 0x6f, // rep outsw
+        0x8b, 0x43, 0x04, // mov eax, [ebx + 4]
+        0xef, // out dx, eax
+        0x8b, 0x83, 0x00, 0x10, 0x00, 0x00, // mov eax, [ebx + 0x1000]: nobody's address
+        0xef, // out dx, eax
+        0xb0, 0x2a, // mov al, 42
+        0xe6, 0xf4, // out 0xf4, al
+        0xf4, // hlt
+        0xeb, 0xfd, // jmp to the hlt
+        0x90, 0x90, 0x90, 0x90, 0x90, 0x90, // nop
+    ];
+
+    #[test]
+    fn a_guest_reaches_devices_and_doorbells() {
+        let Ok(kvm) = vm::open_kvm() else {
+            eprintln!("skipped: no KVM here");
+            return;
+        };
+        let mut machine = Machine::on(kvm, 32 << 20, 2).unwrap();
+        let (mmio, port) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
+        let slot = machine.slots.take().unwrap();
+        machine.mmio.insert(slot.address, MMIO_LEN, "recorder", Arc::clone(&mmio) as _).unwrap();
+        machine.ports.insert(0x500, 4, "recorder", Arc::clone(&port) as _).unwrap();
+        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+        machine.vm.queue_doorbell(&doorbell, slot, 1).unwrap();
+        let memory = machine.vm.memory().clone();
+        memory.write_slice(&PROGRAM, GuestAddress(0x1000)).unwrap();
+        memory.write_slice(&[1, 2, 3, 4], GuestAddress(0x2000)).unwrap();
+        let entry = Entry::Pvh(0x1000);
+        entry::write_tables(&memory, entry).unwrap();
+
+        let control = Arc::clone(&machine.control);
+        let outcome = machine
+            .execute(entry, || {
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while !control.stopping() {
+                    assert!(Instant::now() < deadline, "the guest hangs");
+                    thread::sleep(Duration::from_millis(1));
+                }
+            })
+            .unwrap();
+        assert_eq!(outcome.stop, Stop::ExitPort(42));
+        assert_eq!(doorbell.read().unwrap(), 1);
+        assert_eq!(*mmio.0.lock().unwrap(), [(0x50, vec![2, 0, 0, 0])]);
+        let words = [vec![1, 2], vec![3, 4], vec![0x5a; 4], vec![0xff; 4]].map(|word| (0, word));
+        assert_eq!(*port.0.lock().unwrap(), words);
+        assert_eq!(outcome.exits.total("mmio-write"), 1);
+        assert_eq!(outcome.exits.total("mmio-read"), 2);
+        let window = &outcome.exits.mmio[0];
+        assert_eq!((window.reads, window.writes), (1, 1));
     }
 }

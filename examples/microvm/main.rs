@@ -20,6 +20,7 @@ mod layout;
 mod machine;
 mod power;
 mod probe;
+mod report;
 mod rtc;
 mod serial;
 mod terminal;
@@ -32,7 +33,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::boot::BootSource;
-use crate::control::Stop;
 use crate::error::MachineError;
 use crate::machine::{Machine, Outcome};
 
@@ -57,7 +57,7 @@ struct Options {
     /// A device: its pipeline from the guest to the hardware; repeatable
     #[arg(long = "device", value_name = "PIPELINE")]
     devices: Vec<String>,
-    /// Print a report as JSON when the guest has ended
+    /// Print the report at the end as a line of JSON on standard error
     #[arg(long)]
     json: bool,
     /// Print all stages with their keys
@@ -67,11 +67,17 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if options.list_stages {
+        return ExitCode::SUCCESS;
+    }
     match run(&options) {
         Ok(outcome) => {
-            if !matches!(outcome.stop, Stop::PowerOff | Stop::ExitPort(_)) {
-                eprintln!("microvm: {}", outcome.stop.describe());
-            }
+            let line = if options.json {
+                report::json(&outcome)
+            } else {
+                format!("microvm: {}", report::text(&outcome))
+            };
+            eprintln!("{line}");
             ExitCode::from(outcome.stop.exit_code())
         }
         Err(error) => {
@@ -91,11 +97,7 @@ fn run(options: &Options) -> Result<Outcome, MachineError> {
         initrd: options.initrd.clone(),
         command_line: options.cmdline.clone(),
     };
-    let outcome = machine.run(&source)?;
-    if options.json {
-        eprintln!("{:#?}", outcome);
-    }
-    Ok(outcome)
+    machine.run(&source)
 }
 
 /// A number of bytes: digits, and one of the suffixes K, M, G.

@@ -1,6 +1,7 @@
 //! Can this KVM run a 64-bit guest with paging? The only honest answer comes from running one.
 //!
-//! Some KVMs in virtual machines accept every setting and then run real-mode code only, or nothing at all.
+//! Some KVMs in virtual machines accept every setting and then run real-mode code only, or emulate instruction by
+//! instruction until a kernel uses one that they lack.
 
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::mpsc;
@@ -23,14 +24,20 @@ const PAGE_TABLES: u64 = 0x8000;
 /// A healthy KVM needs well under a millisecond; an emulated one gets time.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// Reads a word through an address above 4 GiB, reverses its bytes, writes it back beside, halts.
-const PROGRAM: [u8; 21] = [
+/// Reads a word through an address above 4 GiB, reverses its bytes, writes it back beside; then swaps 16 bytes, which
+/// kernels do, and which an emulator that poses as a processor tends to lack; halts.
+const PROGRAM: [u8; 31] = [
     0x48, 0xbb, 0x00, 0x20, 0x00, 0x00, 0x80, 0x00, 0x00, 0x00, // mov rbx, 0x80_0000_2000
     0x48, 0x8b, 0x03, // mov rax, [rbx]
     0x48, 0x0f, 0xc8, // bswap rax
     0x48, 0x89, 0x43, 0x08, // mov [rbx + 8], rax
+    0x31, 0xc0, // xor eax, eax
+    0x31, 0xd2, // xor edx, edx
+    0xf0, 0x48, 0x0f, 0xc7, 0x4b, 0x10, // lock cmpxchg16b [rbx + 16]
     0xf4, // hlt
 ];
+/// The address in the program, and what the swap leaves behind.
+const UPPER_DATA: u64 = 0x80_0000_2000;
 const WORD: u64 = 0x1122_3344_5566_7788;
 
 /// Runs a few instructions in a small machine of its own.
@@ -68,9 +75,9 @@ pub(crate) fn runs_64_bit_guests(kvm: &Kvm) -> Result<(), MachineError> {
     let cpuid = cpuid::for_vcpu(kvm, 0, 1)?;
     vcpu.set_cpuid2(&cpuid).map_err(MachineError::kvm("set a vCPU's CPUID"))?;
     let outcome = set_up(&vcpu).and_then(|()| run_limited(vcpu));
-    let word = memory.read_obj::<u64>(GuestAddress(DATA + 8)).unwrap_or(0);
+    let word = |offset| memory.read_obj::<u64>(GuestAddress(DATA + offset)).unwrap_or(0);
     match outcome {
-        Ok(()) if word == WORD.swap_bytes() => Ok(()),
+        Ok(()) if word(8) == WORD.swap_bytes() && word(16) == UPPER_DATA => Ok(()),
         Ok(()) => Err(MachineError::No64Bit("its result was wrong".to_owned())),
         Err(reason) => Err(MachineError::No64Bit(reason)),
     }
@@ -96,6 +103,9 @@ fn run_limited(mut vcpu: VcpuFd) -> Result<(), String> {
             let result = match vcpu.run() {
                 Ok(VcpuExit::Hlt) => Ok(()),
                 Ok(VcpuExit::Shutdown) => Err("it crashed".to_owned()),
+                Ok(VcpuExit::InternalError) => {
+                    Err("it emulates the processor, without instructions that kernels need".to_owned())
+                }
                 Ok(exit) => Err(format!("it ended with {exit:?}")),
                 Err(error) => Err(format!("it does not start ({error})")),
             };

@@ -169,7 +169,7 @@ impl State {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.status_b() & B_BINARY == 0 { value / 10 % 10 << 4 | value % 10 } else { value }
+        if self.status_b() & B_BINARY == 0 { ((value / 10 % 10) << 4) | (value % 10) } else { value }
     }
 
     fn decode(&self, value: u8) -> u8 {

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -66,7 +65,7 @@ impl Vcpu {
             fd.set_regs(&entry::general_registers(entry))
                 .map_err(MachineError::kvm("set a vCPU's registers"))?;
         }
-        let stats = StatsFd::open(&fd.as_raw_fd());
+        let stats = StatsFd::open(&fd);
         Ok(Self { index, fd, counters: Arc::default(), stats })
     }
 
@@ -134,8 +133,8 @@ impl Vcpu {
                 }
                 Ok(VcpuExit::InternalError) => {
                     // SAFETY: the exit is an internal error, so that the kernel filled this member of the union.
-                    let suberror = unsafe { (*run).__bindgen_anon_1.internal.suberror };
-                    control.stop(self.failed(&format!("KVM's internal error {suberror}")));
+                    let error = unsafe { (*run).__bindgen_anon_1.internal };
+                    control.stop(self.failed(&internal_error(error.suberror, error.ndata, &error.data)));
                     ExitKind::Error
                 }
                 Ok(VcpuExit::FailEntry(reason, _)) => {
@@ -166,6 +165,25 @@ impl Vcpu {
     fn failed(&self, what: &str) -> Stop {
         let at = self.fd.get_regs().map(|regs| format!(" at {:#x}", regs.rip)).unwrap_or_default();
         Stop::Failed(format!("vCPU {} failed{at}: {what}", self.index))
+    }
+}
+
+/// Names KVM's internal error; for an instruction that it could not emulate, with the bytes of the instruction.
+fn internal_error(suberror: u32, count: u32, data: &[u64]) -> String {
+    if suberror != kvm_bindings::KVM_INTERNAL_ERROR_EMULATION {
+        return format!("KVM's internal error {suberror}");
+    }
+    // The data are flags, and if the first of them is set, a byte with the length and 15 bytes of code.
+    let code: Vec<u8> = match data {
+        [flags, code @ ..] if count >= 3 && flags & 1 == 1 => {
+            code.iter().take(2).flat_map(|word| word.to_le_bytes()).collect()
+        }
+        _ => Vec::new(),
+    };
+    let code = code.split_first().map(|(len, code)| &code[..code.len().min(usize::from(*len))]);
+    match code {
+        Some(code) => format!("KVM cannot emulate the instruction {code:02x?}"),
+        None => "KVM cannot emulate the instruction there".to_owned(),
     }
 }
 
@@ -255,4 +273,18 @@ pub(crate) fn kick(thread: libc::pthread_t) {
     // SAFETY: a pthread_t stays valid until the thread is joined, which the caller has not done; the signal has a
     // handler.
     unsafe { libc::pthread_kill(thread, kick_signal()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn internal_errors_are_named() {
+        let code = u64::from_le_bytes([3, 0xf0, 0x48, 0x0f, 0, 0, 0, 0]);
+        assert_eq!(internal_error(1, 3, &[1, code, 0]), "KVM cannot emulate the instruction [f0, 48, 0f]");
+        assert_eq!(internal_error(1, 3, &[0, code, 0]), "KVM cannot emulate the instruction there");
+        assert_eq!(internal_error(1, 3, &[1, 0xff, 0]).matches("00").count(), 15);
+        assert_eq!(internal_error(4, 0, &[]), "KVM's internal error 4");
+    }
 }
