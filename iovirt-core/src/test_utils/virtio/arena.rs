@@ -45,7 +45,9 @@ impl Arena {
             let mut host = None;
             space
                 .view()
-                .resolve(BASE, SIZE, Access::Write, &mut |segment| host = NonNull::new(segment.iovec().as_ptr()))
+                .resolve(BASE, SIZE, Access::Write, &mut |segment| {
+                    host = NonNull::new(segment.iovec().as_ptr())
+                })
                 .expect("the arena is one region");
             let free = Free { fresh: 0, returned: BTreeMap::new() };
             Self { space, host: host.expect("a mapping is not at zero"), free: Mutex::new(free) }

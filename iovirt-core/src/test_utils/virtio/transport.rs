@@ -62,6 +62,12 @@ impl RegisterTransport {
         Self { frontend, pump, view, used: Vec::new(), doorbells: 0 }
     }
 
+    /// Goes on with another device, as a guest does that was saved and restored.
+    pub fn replace_frontend(&mut self, frontend: Arc<dyn Frontend>, pump: Pump) {
+        self.frontend = frontend;
+        self.pump = pump;
+    }
+
     /// Lets the device work while the driver waits.
     pub fn pump(&self) -> &Pump {
         &self.pump
@@ -93,7 +99,10 @@ impl RegisterTransport {
     fn wait(&self, ticket: &Ticket) {
         let start = Instant::now();
         while !ticket.is_done() {
-            assert!(start.elapsed() < DEFERRED_LIMIT, "a deferred register access did not end in {DEFERRED_LIMIT:?}");
+            assert!(
+                start.elapsed() < DEFERRED_LIMIT,
+                "a deferred register access did not end in {DEFERRED_LIMIT:?}"
+            );
             self.pump.step();
         }
     }
