@@ -8,7 +8,7 @@
 //! use iovirt::registry::{Family, KeyInfo, Maturity, Registry, StageInfo, StageRow, ValueKind};
 //! use iovirt::backends::block::null::{NullBackend, NullConfig};
 //!
-//! let ruler = StageInfo {
+//! const RULER: StageInfo = StageInfo {
 //!     name: "ruler",
 //!     family: Family::Block,
 //!     maturity: Maturity::Experimental,
@@ -16,7 +16,7 @@
 //!     keys: &[KeyInfo::required("sectors", ValueKind::Integer { min: 1, max: 1 << 32 }, "how many")],
 //! };
 //! let mut registry = Registry::standard();
-//! registry.add(StageRow::block_backend(ruler, |options| {
+//! registry.add(StageRow::block_backend(RULER, |options| {
 //!     let size = options.required::<u64>("sectors")? * 512;
 //!     let null = NullBackend::new(&NullConfig { size, fill: true }).map_err(|error| options.refused(error))?;
 //!     Ok(BoxBackend::new(null))
