@@ -135,15 +135,16 @@ impl Store {
 
     #[inline]
     fn append(&mut self, segment: Segment, max: usize) -> Result<(), DmaError> {
-        let len = segment.len();
-        let total = self.len.checked_add(len).ok_or(DmaError::Overflow { addr: segment.addr(), len })?;
-        if self.tail >= self.iov.len() || self.tail >= self.addr.len() {
+        let tail = self.tail;
+        let (Some(iov), Some(addr)) = (self.iov.get_mut(tail), self.addr.get_mut(tail)) else {
             self.make_room(max)?;
-        }
-        self.iov[self.tail] = segment.iovec();
-        self.addr[self.tail] = segment.addr();
-        self.tail += 1;
-        self.len = total;
+            return self.append(segment, max);
+        };
+        let len = segment.len();
+        self.len = self.len.checked_add(len).ok_or(DmaError::Overflow { addr: segment.addr(), len })?;
+        *iov = segment.iovec();
+        *addr = segment.addr();
+        self.tail = tail + 1;
         Ok(())
     }
 
