@@ -98,9 +98,8 @@ impl Rig {
     }
 
     pub(super) fn used(&self, slot: u16) -> (u32, u32) {
-        let bytes: [u8; 8] = self.view.read_array(USED + 4 + 8 * u64::from(slot)).unwrap();
-        let [a, b, c, d, e, f, g, h] = bytes;
-        (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+        let element = u64::from_le_bytes(self.view.read_array(USED + 4 + 8 * u64::from(slot)).unwrap());
+        (element as u32, (element >> 32) as u32)
     }
 }
 

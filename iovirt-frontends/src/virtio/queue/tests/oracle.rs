@@ -258,7 +258,9 @@ proptest! {
             prop_assert_eq!(pair.pop_theirs(), None);
             heads.sort_by_key(|&head| round.order.rotate_left(u32::from(head) * 7) % 31);
             for batch in heads.chunks(round.batch) {
-                batch.iter().for_each(|&head| pair.give_back(head, u32::from(head) * 3));
+                for &head in batch {
+                    pair.give_back(head, u32::from(head) * 3);
+                }
                 pair.settle()?;
             }
             pair.notifications()?;
@@ -273,7 +275,9 @@ proptest! {
     ) {
         let mut pair = Pair::new(RingFeatures { event_idx: true, indirect }, 0);
         pair.offer(&round);
-        damage.iter().for_each(|damage| pair.damage(damage));
+        for damage in &damage {
+            pair.damage(damage);
+        }
         loop {
             let ours = pair.pop_ours();
             let theirs = pair.pop_theirs();
