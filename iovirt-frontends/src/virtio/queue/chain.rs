@@ -34,10 +34,10 @@ impl Default for Chain {
     }
 }
 
-/// Where descriptors come from, and how far a chain may go.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Table<'a> {
-    pub(super) area: &'a MappedArea<DESC_ALIGN>,
+/// Where descriptors come from, how many there are, and what they may be.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) area: MappedArea<DESC_ALIGN>,
     pub(super) size: u16,
     pub(super) features: RingFeatures,
 }
@@ -87,12 +87,12 @@ impl Chain {
 
     /// Resolves the chain that starts at `head`, which must be below the queue size.
     #[inline]
-    pub(super) fn fill(&mut self, table: &Table<'_>, head: u16, view: &DmaView) -> Result<(), RingError> {
+    pub(super) fn fill(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {
         self.clear();
         let mut index = head;
         let mut order = Order { head, writing: false };
         for _ in 0..table.size {
-            let descriptor = Descriptor::load(table.area, index);
+            let descriptor = Descriptor::load(&table.area, index);
             if descriptor.has(DESC_INDIRECT) {
                 self.follow(table, descriptor, order, view)?;
                 return self.check_len(head);
@@ -137,7 +137,7 @@ impl Chain {
     #[inline(never)]
     fn follow(
         &mut self,
-        table: &Table<'_>,
+        table: &Table,
         indirect: Descriptor,
         mut order: Order,
         view: &DmaView,
@@ -174,7 +174,7 @@ struct Order {
 }
 
 /// The number of entries of an indirect table.
-fn check_indirect(table: &Table<'_>, indirect: Descriptor) -> Result<u16, RingError> {
+fn check_indirect(table: &Table, indirect: Descriptor) -> Result<u16, RingError> {
     if !table.features.indirect {
         return Err(RingError::IndirectNotNegotiated);
     }
