@@ -89,18 +89,33 @@ impl<const ALIGN: usize> MappedArea<ALIGN> {
     accessors!(load_u32, store_u32, u32, AtomicU32);
     accessors!(load_u64, store_u64, u64, AtomicU64);
 
-    /// Loads two neighbouring little-endian `u64` at `offset`, relaxed, each by itself: a descriptor.
+    /// Loads two neighbouring little-endian `u64` at `offset`, a multiple of 16, relaxed and each by itself: a
+    /// descriptor.
     #[inline]
     pub fn load_u64_pair(&self, offset: usize) -> [u64; 2] {
         const { assert!(size_of::<u64>() <= ALIGN) };
-        // Room for one behind the first is room for both.
-        let first = self.place(offset, size_of::<u64>(), self.host.len().saturating_sub(size_of::<u64>()));
+        let first = self.place(offset, size_of::<[u64; 2]>(), self.host.len());
         let load = |place: *mut u8| {
             // SAFETY: bounds were checked for both, alignment for the first, thus for both; otherwise as for
             // `load_u64`.
             u64::from_le(unsafe { AtomicU64::from_ptr(place.cast()) }.load(Ordering::Relaxed))
         };
         [load(first), load(first.wrapping_add(size_of::<u64>()))]
+    }
+
+    /// Stores two neighbouring little-endian `u32` at `offset`, relaxed and each by itself: a used element.
+    #[inline]
+    pub fn store_u32_pair(&self, offset: usize, values: [u32; 2]) {
+        const { assert!(size_of::<u32>() <= ALIGN) };
+        assert!(offset.is_multiple_of(size_of::<u32>()), "misaligned access to a mapped area");
+        let first = self.bounded(offset, size_of::<[u32; 2]>(), self.writable);
+        let store = |place: *mut u8, value: u32| {
+            // SAFETY: bounds were checked for both, alignment for the first, thus for both; otherwise as for
+            // `store_u32`.
+            unsafe { AtomicU32::from_ptr(place.cast()) }.store(value.to_le(), Ordering::Relaxed);
+        };
+        store(first, values[0]);
+        store(first.wrapping_add(size_of::<u32>()), values[1]);
     }
 
     /// Copies `N` bytes from `offset`; they may be torn.

@@ -205,10 +205,10 @@ impl SgList {
         self.store.adopt(view.map());
         match view.lookup(addr, len, access) {
             // SAFETY: the segment lies in the view's map, adopted above, and was resolved for `access`.
-            Some(segment) if len != 0 => unsafe {
+            Some(segment) => unsafe {
                 self.store.push(segment, access == Access::Read, self.limits.segments)
             },
-            _ => self.push_pieces(view, addr, len, access),
+            None => self.push_pieces(view, addr, len, access),
         }
     }
 

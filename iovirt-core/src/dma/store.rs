@@ -135,20 +135,28 @@ impl Store {
 
     #[inline]
     fn append(&mut self, segment: Segment, max: usize) -> Result<(), DmaError> {
-        let len = segment.len();
-        let total = self.len.checked_add(len).ok_or(DmaError::Overflow { addr: segment.addr(), len })?;
-        if self.tail >= self.iov.len() || self.tail >= self.addr.len() {
-            self.make_room(max)?;
+        let (tail, len) = (self.tail, segment.len());
+        // Both are of one length. That both are looked at, one after the other, spares a check each below.
+        if let Some(iov) = self.iov.get_mut(tail)
+            && let Some(addr) = self.addr.get_mut(tail)
+        {
+            self.len = self.len.checked_add(len).ok_or(DmaError::Overflow { addr: segment.addr(), len })?;
+            *iov = segment.iovec();
+            *addr = segment.addr();
+            self.tail = tail + 1;
+            return Ok(());
         }
-        self.iov[self.tail] = segment.iovec();
-        self.addr[self.tail] = segment.addr();
-        self.tail += 1;
-        self.len = total;
-        Ok(())
+        self.append_to_full(segment, max)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn append_to_full(&mut self, segment: Segment, max: usize) -> Result<(), DmaError> {
+        self.make_room(max)?;
+        self.append(segment, max)
     }
 
     /// Makes room for one more segment, but never for more than `max`.
-    #[cold]
     fn make_room(&mut self, max: usize) -> Result<(), DmaError> {
         self.iov.copy_within(self.head..self.tail, 0);
         self.addr.copy_within(self.head..self.tail, 0);

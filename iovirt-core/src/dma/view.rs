@@ -86,7 +86,7 @@ impl DmaView {
     }
 
     /// The segment for `len` bytes at the device's address `addr`, if it is one segment in the region used last:
-    /// the fast path of [`resolve`](DmaView::resolve).
+    /// the fast path of [`resolve`](DmaView::resolve). None for a length of zero.
     #[inline]
     pub(super) fn lookup(&self, addr: u64, len: u64, access: Access) -> Option<Segment> {
         let hot = self.hot.get();
@@ -95,7 +95,8 @@ impl DmaView {
             Access::Write => hot.writable,
         };
         let offset = addr.wrapping_sub(hot.base);
-        if offset >= limit || len > limit - offset {
+        // A length of zero wraps, and is no segment.
+        if offset >= limit || len.wrapping_sub(1) >= limit - offset {
             return None;
         }
         Some(Segment::guest(addr, hot.host.part(offset as usize, len as usize)))
@@ -116,9 +117,7 @@ impl DmaView {
         access: Access,
         each: &mut impl FnMut(Segment),
     ) -> Result<(), DmaError> {
-        if len != 0
-            && let Some(segment) = self.lookup(addr, len, access)
-        {
+        if let Some(segment) = self.lookup(addr, len, access) {
             each(segment);
             return Ok(());
         }

@@ -34,10 +34,10 @@ impl Default for Chain {
     }
 }
 
-/// Where descriptors come from, and how far a chain may go.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Table<'a> {
-    pub(super) area: &'a MappedArea<DESC_ALIGN>,
+/// Where descriptors come from, how many there are, and what they may be.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) area: MappedArea<DESC_ALIGN>,
     pub(super) size: u16,
     pub(super) features: RingFeatures,
 }
@@ -87,21 +87,21 @@ impl Chain {
 
     /// Resolves the chain that starts at `head`, which must be below the queue size.
     #[inline]
-    pub(super) fn fill(&mut self, table: &Table<'_>, head: u16, view: &DmaView) -> Result<(), RingError> {
+    pub(super) fn fill(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {
         self.clear();
         let mut index = head;
         let mut order = Order { head, writing: false };
         for _ in 0..table.size {
-            let descriptor = Descriptor::load(table.area, index);
+            let descriptor = Descriptor::load(&table.area, index);
             if descriptor.has(DESC_INDIRECT) {
-                self.follow(table, descriptor, &mut order, view)?;
+                self.follow(table, descriptor, order, view)?;
                 return self.check_len(head);
             }
             self.add(descriptor, &mut order, view)?;
             if !descriptor.has(DESC_NEXT) {
                 return self.check_len(head);
             }
-            index = descriptor.next;
+            index = descriptor.next();
             if index >= table.size {
                 return Err(RingError::NextOutOfRange { next: index, size: table.size });
             }
@@ -121,14 +121,14 @@ impl Chain {
     /// Adds one buffer.
     #[inline]
     fn add(&mut self, descriptor: Descriptor, order: &mut Order, view: &DmaView) -> Result<(), RingError> {
-        let len = u64::from(descriptor.len);
+        let len = u64::from(descriptor.len());
         if descriptor.has(DESC_WRITE) {
             order.writing = true;
-            self.writable.push(view, descriptor.addr, len, Access::Write)?;
+            self.writable.push(view, descriptor.addr(), len, Access::Write)?;
         } else if order.writing {
             return Err(RingError::ReadableAfterWritable { head: order.head });
         } else {
-            self.readable.push(view, descriptor.addr, len, Access::Read)?;
+            self.readable.push(view, descriptor.addr(), len, Access::Read)?;
         }
         Ok(())
     }
@@ -137,14 +137,14 @@ impl Chain {
     #[inline(never)]
     fn follow(
         &mut self,
-        table: &Table<'_>,
+        table: &Table,
         indirect: Descriptor,
-        order: &mut Order,
+        mut order: Order,
         view: &DmaView,
     ) -> Result<(), RingError> {
         let entries = check_indirect(table, indirect)?;
         self.table.clear();
-        self.table.push(view, indirect.addr, u64::from(indirect.len), Access::Read)?;
+        self.table.push(view, indirect.addr(), u64::from(indirect.len()), Access::Read)?;
         let mut index = 0;
         for _ in 0..entries {
             let mut bytes = [0; DESC_SIZE as usize];
@@ -153,11 +153,11 @@ impl Chain {
             if descriptor.has(DESC_INDIRECT) {
                 return Err(RingError::IndirectNested);
             }
-            self.add(descriptor, order, view)?;
+            self.add(descriptor, &mut order, view)?;
             if !descriptor.has(DESC_NEXT) {
                 return Ok(());
             }
-            index = descriptor.next;
+            index = descriptor.next();
             if index >= entries {
                 return Err(RingError::NextOutOfRange { next: index, size: entries });
             }
@@ -167,14 +167,14 @@ impl Chain {
 }
 
 /// The state of a walk: readable buffers come before writable ones (2.7.4.2).
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Order {
     head: u16,
     writing: bool,
 }
 
 /// The number of entries of an indirect table.
-fn check_indirect(table: &Table<'_>, indirect: Descriptor) -> Result<u16, RingError> {
+fn check_indirect(table: &Table, indirect: Descriptor) -> Result<u16, RingError> {
     if !table.features.indirect {
         return Err(RingError::IndirectNotNegotiated);
     }
@@ -182,7 +182,7 @@ fn check_indirect(table: &Table<'_>, indirect: Descriptor) -> Result<u16, RingEr
         return Err(RingError::IndirectWithNext);
     }
     let max = u32::from(table.size.max(Chain::MAX_INDIRECT)) * DESC_SIZE as u32;
-    let len = indirect.len;
+    let len = indirect.len();
     if len == 0 || len > max || !len.is_multiple_of(DESC_SIZE as u32) {
         return Err(RingError::IndirectTableSize { len });
     }

@@ -58,10 +58,9 @@ pub(super) const fn avail_event(size: u16) -> usize {
 /// One descriptor, read once.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Descriptor {
-    pub(super) addr: u64,
-    pub(super) len: u32,
-    pub(super) flags: u16,
-    pub(super) next: u16,
+    addr: u64,
+    /// Length, flags and next, from the low bits up. Kept together: two words travel in registers.
+    rest: u64,
 }
 
 impl Descriptor {
@@ -80,11 +79,29 @@ impl Descriptor {
 
     #[inline]
     fn new(addr: u64, rest: u64) -> Self {
-        Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+        Self { addr, rest }
+    }
+
+    /// Address of the buffer or table, as the device sees memory.
+    #[inline]
+    pub(super) fn addr(self) -> u64 {
+        self.addr
+    }
+
+    /// Its length in bytes.
+    #[inline]
+    pub(super) fn len(self) -> u32 {
+        self.rest as u32
+    }
+
+    /// Index of the descriptor that follows, if [`DESC_NEXT`] is set.
+    #[inline]
+    pub(super) fn next(self) -> u16 {
+        (self.rest >> 48) as u16
     }
 
     #[inline]
-    pub(super) fn has(&self, flag: u16) -> bool {
-        self.flags & flag != 0
+    pub(super) fn has(self, flag: u16) -> bool {
+        self.rest & (flag as u64) << 32 != 0
     }
 }

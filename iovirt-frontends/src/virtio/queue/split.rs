@@ -47,20 +47,20 @@ pub struct SplitQueue {
 
 #[derive(Debug)]
 struct Areas {
-    desc: MappedArea<{ layout::DESC_ALIGN }>,
+    table: Table,
     avail: MappedArea<{ layout::AVAIL_ALIGN }>,
     used: MappedArea<{ layout::USED_ALIGN }>,
 }
 
 impl Areas {
-    fn resolve(config: &QueueConfig, view: &DmaView) -> Result<Self, ConfigError> {
+    fn resolve(config: &QueueConfig, features: RingFeatures, view: &DmaView) -> Result<Self, ConfigError> {
         let refused = |area| move |error| ConfigError::Area { area, error };
         let (size, read, write) = (config.size, Access::Read, Access::Write);
         let desc = view.map_area(config.desc, layout::desc_len(size), read);
         let avail = view.map_area(config.avail, layout::avail_len(size), read);
         let used = view.map_area(config.used, layout::used_len(size), write);
         Ok(Self {
-            desc: desc.map_err(refused(RingArea::Descriptors))?,
+            table: Table { area: desc.map_err(refused(RingArea::Descriptors))?, size, features },
             avail: avail.map_err(refused(RingArea::Available))?,
             used: used.map_err(refused(RingArea::Used))?,
         })
@@ -99,7 +99,7 @@ impl SplitQueue {
         Ok(Self {
             config,
             features,
-            areas: Areas::resolve(&config, view)?,
+            areas: Areas::resolve(&config, features, view)?,
             generation: view.generation(),
             next_avail,
             avail_idx: next_avail,
@@ -152,7 +152,7 @@ impl SplitQueue {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        match Areas::resolve(&self.config, view) {
+        match Areas::resolve(&self.config, self.features, view) {
             Ok(areas) => self.areas = areas,
             Err(error) => return Err(self.fail(error.into())),
         }
@@ -177,8 +177,7 @@ impl SplitQueue {
         if head >= size {
             return Err(self.fail(RingError::HeadOutOfRange { head, size }));
         }
-        let table = Table { area: &self.areas.desc, size, features: self.features };
-        if let Err(error) = chain.fill(&table, head, view) {
+        if let Err(error) = chain.fill(&self.areas.table, head, view) {
             return Err(self.fail(error));
         }
         self.next_avail = self.next_avail.wrapping_add(1);
@@ -235,8 +234,7 @@ impl SplitQueue {
     pub fn push_used(&mut self, head: Head, len: u32) {
         let slot = usize::from(self.next_used & (self.config.size - 1));
         let offset = RING_ELEMENTS + layout::USED_ELEMENT * slot;
-        self.areas.used.store_u32(offset, u32::from(head.0), Ordering::Relaxed);
-        self.areas.used.store_u32(offset + 4, len, Ordering::Relaxed);
+        self.areas.used.store_u32_pair(offset, [u32::from(head.0), len]);
         self.next_used = self.next_used.wrapping_add(1);
     }
 
