@@ -220,3 +220,124 @@ fn write_start_info(memory: &GuestMemoryMmap, memory_size: u64, initrd: Extent) 
 fn write(memory: &GuestMemoryMmap, at: u64, bytes: &[u8], what: &'static str) -> Result<(), MachineError> {
     memory.write_slice(bytes, GuestAddress(at)).map_err(MachineError::guest_write(what))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    const MEMORY: u64 = 64 << 20;
+
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap()
+    }
+
+    fn file(bytes: &[u8]) -> NamedTempFile {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+        bytes[at..at + value.len()].copy_from_slice(value);
+    }
+
+    /// A bzImage of one sector of set-up code and eight bytes of kernel.
+    fn bz_image(xloadflags: u16) -> Vec<u8> {
+        let mut image = vec![0; 1024];
+        put(&mut image, 0x1f1, &[1]);
+        put(&mut image, 0x202, b"HdrS");
+        put(&mut image, 0x206, &0x020fu16.to_le_bytes());
+        put(&mut image, 0x211, &[1]);
+        put(&mut image, 0x214, &0x10_0000u32.to_le_bytes());
+        put(&mut image, 0x22c, &0x7fff_ffffu32.to_le_bytes());
+        put(&mut image, 0x236, &xloadflags.to_le_bytes());
+        put(&mut image, 0x238, &20u32.to_le_bytes());
+        put(&mut image, 0x258, &0x100_0000u64.to_le_bytes());
+        put(&mut image, 0x260, &0x10_0000u32.to_le_bytes());
+        image.extend(b"a kernel");
+        image
+    }
+
+    /// An ELF file with one loaded segment and one note of the given type.
+    fn elf(note: u32) -> Vec<u8> {
+        let mut header = vec![0; 64];
+        put(&mut header, 0, b"\x7fELF\x02\x01\x01");
+        put(&mut header, 0x18, &0x20_0000u64.to_le_bytes());
+        put(&mut header, 0x20, &64u64.to_le_bytes());
+        put(&mut header, 0x36, &[56, 0, 2, 0]);
+        // Type, offset, physical address, length.
+        for (kind, offset, address, len) in [(1u32, 176u64, 0x20_0000u64, 8u64), (4, 184, 0, 24)] {
+            header.extend(kind.to_le_bytes());
+            header.extend([0; 4]);
+            for value in [offset, 0, address, len, len, 1] {
+                header.extend(value.to_le_bytes());
+            }
+        }
+        header.extend(b"a kernel");
+        for value in [4, 8, note] {
+            header.extend(value.to_le_bytes());
+        }
+        header.extend(b"Xen\0");
+        header.extend(0x20_0004u64.to_le_bytes());
+        header
+    }
+
+    fn load_with(memory: &GuestMemoryMmap, kernel: &[u8], command_line: &str) -> Result<Entry, MachineError> {
+        let (kernel, initrd) = (file(kernel), file(&[7; 5000]));
+        let source = BootSource {
+            kernel: kernel.path().to_owned(),
+            initrd: Some(initrd.path().to_owned()),
+            command_line: command_line.to_owned(),
+        };
+        load(memory, MEMORY, &source, 1, &[])
+    }
+
+    fn read<T: ByteValued>(memory: &GuestMemoryMmap, at: u64) -> T {
+        memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    #[test]
+    fn a_bz_image_gets_a_zero_page() {
+        let memory = memory();
+        let entry = load_with(&memory, &bz_image(XLOAD_64_BIT), "quiet").unwrap();
+        assert_eq!(entry, Entry::Linux64(0x10_0200));
+        assert_eq!(&read::<[u8; 8]>(&memory, 0x10_0000), b"a kernel");
+        assert_eq!(&read::<[u8; 6]>(&memory, COMMAND_LINE), b"quiet\0");
+        let page: boot_params = read(&memory, ZERO_PAGE);
+        let start = u64::from(page.hdr.ramdisk_image);
+        assert_eq!((start, { page.hdr.ramdisk_size }), (MEMORY - 2 * PAGE, 5000));
+        assert_eq!(read::<[u8; 2]>(&memory, start), [7, 7]);
+        assert_eq!((page.e820_entries, { page.e820_table[2].size }), (3, MEMORY - MIB));
+        assert_eq!(&read::<[u8; 8]>(&memory, page.acpi_rsdp_addr), b"RSD PTR ");
+    }
+
+    #[test]
+    fn an_elf_file_boots_by_its_note_or_without_one() {
+        let memory = memory();
+        assert_eq!(load_with(&memory, &elf(18), "").unwrap(), Entry::Pvh(0x20_0004));
+        assert_eq!(&read::<[u8; 8]>(&memory, 0x20_0000), b"a kernel");
+        assert_eq!((read::<u32>(&memory, START_INFO), read::<u32>(&memory, START_INFO + 12)), (PVH_MAGIC, 1));
+        assert_eq!(read::<u64>(&memory, PVH_MODULES + 8), 5000);
+        assert_eq!(load_with(&memory, &elf(17), "").unwrap(), Entry::Linux64(0x20_0000));
+        let page: boot_params = read(&memory, ZERO_PAGE);
+        assert_eq!(({ page.hdr.boot_flag }, { page.hdr.header }), (BOOT_FLAG, HEADER_MAGIC));
+    }
+
+    #[test]
+    fn what_cannot_boot_is_refused() {
+        let memory = memory();
+        let refused = |kernel: &[u8], line| load_with(&memory, kernel, line).unwrap_err().to_string();
+        assert!(refused(&bz_image(0), "").ends_with("it has no 64-bit entry"));
+        assert!(refused(b"neither this nor that", "").contains("neither an ELF file nor a bzImage"));
+        assert!(refused(&elf(18)[..100], "").contains("cannot boot"));
+        assert!(refused(b"", "").contains("cannot read"));
+        assert!(refused(&bz_image(XLOAD_64_BIT), "more than twenty bytes").contains("22 bytes long"));
+        let mut greedy = bz_image(XLOAD_64_BIT);
+        put(&mut greedy, 0x260, &(63u32 << 20).to_le_bytes());
+        assert!(refused(&greedy, "").contains("does not fit"));
+    }
+}

@@ -46,6 +46,7 @@ pub(crate) struct Machine {
     pub(crate) slots: Slots,
     pub(crate) control: Arc<Control>,
     serial: Arc<SerialPort>,
+    signals: EndingSignals,
     vcpus: u32,
 }
 
@@ -68,6 +69,9 @@ impl Machine {
 
     /// A machine on a KVM that can run it.
     fn on(kvm: Kvm, memory_size: u64, vcpus: u32) -> Result<Self, MachineError> {
+        // Every thread that starts from here on inherits this, workers of devices too, so that the signals reach the
+        // one that waits for them, and the terminal is restored.
+        let signals = EndingSignals::block().map_err(MachineError::host("watch for signals"))?;
         let vm = Vm::new(kvm, memory_size)?;
         let limit = vm.vcpu_limit();
         if vcpus == 0 || vcpus > limit {
@@ -85,7 +89,7 @@ impl Machine {
         ports.insert(u64::from(EXIT_PORT), 1, "exit", Arc::new(ExitPort(Arc::clone(&control))))?;
         let power = PowerManagement::new(Arc::clone(&control));
         ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::new(power))?;
-        Ok(Self { vm, ports, mmio: Bus::default(), slots: Slots::default(), control, serial, vcpus })
+        Ok(Self { vm, ports, mmio: Bus::default(), slots: Slots::default(), control, serial, signals, vcpus })
     }
 
     /// Boots and runs until the guest, the user or a signal ends it.
@@ -93,15 +97,13 @@ impl Machine {
         let memory = self.vm.memory();
         let entry = boot::load(memory, self.vm.memory_size(), source, self.vcpus as u8, self.slots.taken())?;
 
-        // Blocked before any thread starts, so that every thread inherits it and only this one sees the signals.
-        let signals = EndingSignals::block().map_err(MachineError::host("watch for signals"))?;
         let terminal = RawTerminal::enter().map_err(MachineError::host("switch the terminal to raw mode"))?;
         let serial = Arc::clone(&self.serial);
         let console = serial
             .serve(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&self.control))
             .map_err(MachineError::host("start the console's thread"))?;
         let control = Arc::clone(&self.control);
-        let outcome = self.execute(entry, || signals.wait_for_end(&control));
+        let outcome = self.execute(entry, |signals| signals.wait_for_end(&control));
         control.stop(Stop::Quit);
         // It waits for the control's event, so it has ended or is about to.
         let _ = console.join();
@@ -111,8 +113,8 @@ impl Machine {
     }
 
     /// Runs what is in memory, from `entry` until `wait` returns, which it does when the machine is to stop.
-    fn execute(self, entry: Entry, wait: impl FnOnce()) -> Result<Outcome, MachineError> {
-        let Self { vm, ports, mmio, control, vcpus, .. } = self;
+    fn execute(self, entry: Entry, wait: impl FnOnce(&EndingSignals)) -> Result<Outcome, MachineError> {
+        let Self { vm, ports, mmio, control, signals, vcpus, .. } = self;
         let processors =
             (0..vcpus).map(|index| Vcpu::new(&vm, index, vcpus, entry)).collect::<Result<Vec<_>, _>>()?;
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
@@ -130,7 +132,7 @@ impl Machine {
                 }
             }
         }
-        wait();
+        wait(&signals);
         let vcpus = running.into_iter().map(join).collect();
         let ran = started.elapsed();
         if let Some(error) = failure {
@@ -268,7 +270,7 @@ mod tests {
 
         let control = Arc::clone(&machine.control);
         let outcome = machine
-            .execute(entry, || {
+            .execute(entry, |_| {
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while !control.stopping() {
                     assert!(Instant::now() < deadline, "the guest hangs");

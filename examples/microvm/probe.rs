@@ -99,7 +99,8 @@ fn run_limited(mut vcpu: VcpuFd) -> Result<(), String> {
     let runner = thread::Builder::new()
         .name("probe".to_owned())
         .spawn(move || {
-            let _kickable = vcpu::Kickable::enter(&mut vcpu);
+            // SAFETY: the thread owns the vCPU, and drops its local values before what it captured.
+            let _kickable = unsafe { vcpu::Kickable::enter(&mut vcpu) };
             let result = match vcpu.run() {
                 Ok(VcpuExit::Hlt) => Ok(()),
                 Ok(VcpuExit::Shutdown) => Err("it crashed".to_owned()),

@@ -92,7 +92,8 @@ impl Vcpu {
     }
 
     fn run(&mut self, ports: &Bus, mmio: &Bus, control: &Control) {
-        let kickable = Kickable::enter(&mut self.fd);
+        // SAFETY: the value lives as long as this call at most, and `self` longer.
+        let kickable = unsafe { Kickable::enter(&mut self.fd) };
         let run = kickable.run;
         while !control.stopping() {
             let kind = match self.fd.run() {
@@ -234,8 +235,12 @@ pub(crate) struct Kickable {
 }
 
 impl Kickable {
-    /// The vCPU must stay alive, and on this thread, until the value is dropped.
-    pub(crate) fn enter(fd: &mut VcpuFd) -> Self {
+    /// Registers the vCPU that this thread is about to run.
+    ///
+    /// # Safety
+    ///
+    /// The vCPU stays alive until the value is dropped, and the value stays on this thread.
+    pub(crate) unsafe fn enter(fd: &mut VcpuFd) -> Self {
         let run: *mut kvm_run = fd.get_kvm_run();
         RUN.set(run);
         Self { run }
