@@ -16,7 +16,7 @@ ip link set lo up
 
 give_up() {
 	echo "lab: $*"
-	lab-exit 1
+	lab-exit 17
 	reboot -f
 }
 
@@ -41,5 +41,5 @@ echo $? >/lab/code
 cd /
 sync
 umount /lab || mount -o remount,ro /lab
-lab-exit 0
+lab-exit 16
 reboot -f

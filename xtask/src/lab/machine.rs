@@ -1,6 +1,6 @@
 //! Starting QEMU.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -68,23 +68,29 @@ impl Machine<'_> {
             .args(["-device", "virtio-blk-pci,drive=work"])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
             .into_inner();
-        let status = match self.screen {
-            Screen::Terminal => command.status().context("qemu-system-x86_64")?,
-            Screen::Output => {
-                command.stdin(Stdio::null());
-                wait(command, self.limit, None)?
-            }
-            Screen::Lines => {
-                command.stdin(Stdio::null());
-                wait(command, self.limit, Some(line))?
-            }
-        };
-        if status.code() == Some(CAME_TO_ITS_END) {
-            return Ok(());
+        // Among other things, QEMU complains of every feature of the processor model that it does not emulate.
+        let complaints = self.console.with_extension("qemu");
+        command.stderr(File::create(&complaints).context(complaints.display())?);
+        if self.screen != Screen::Terminal {
+            command.stdin(Stdio::null());
         }
+        let ended = match self.screen {
+            Screen::Terminal => command.status().context("qemu-system-x86_64"),
+            Screen::Output => wait(command, self.limit, None),
+            Screen::Lines => wait(command, self.limit, Some(line)),
+        };
+        let why = match ended {
+            Ok(status) if status.code() == Some(CAME_TO_ITS_END) => return Ok(()),
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let complaints = fs::read_to_string(&complaints).unwrap_or_default();
+        let complaints: Vec<&str> =
+            complaints.lines().filter(|line| !line.contains("TCG doesn't support")).collect();
         Err(Error::new(format!(
-            "the lab machine did not come to its end ({status}); its last messages:\n{}",
-            self.last_messages()
+            "the lab machine did not come to its end ({why}); its last messages:\n{}\n{}",
+            self.last_messages(),
+            complaints.join("\n")
         )))
     }
 

@@ -21,7 +21,6 @@ mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 
@@ -44,7 +43,7 @@ pub(crate) const TOOLS: [Tool; 10] = [
 ];
 
 /// Options of `cargo xtask lab`.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(after_long_help = WHERE_THINGS_ARE)]
 pub(crate) struct Options {
     /// The cases to run; all of them if none is named.
@@ -63,6 +62,10 @@ pub(crate) struct Options {
     /// Show everything the guests print, not only what failed.
     #[arg(long)]
     verbose: bool,
+
+    /// Use this program as our VMM instead of building `examples/microvm`.
+    #[arg(long, value_name = "FILE")]
+    vmm: Option<PathBuf>,
 
     /// Put this file (or program, with its libraries) into /lab/files.
     #[arg(long, value_name = "FILE")]
@@ -110,21 +113,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             return Err(Error::new("a command or cases, not both"));
         }
         setup::ensure(&TOOLS)?;
-        let limit = Duration::from_secs(options.limit);
-        return shell::run(&options.command, &options.add, limit);
+        return shell::run(options);
     }
-    let cases = named(&options.cases)?;
-    let passed = run_cases(&cases, options.reference, options.verbose)?;
+    let passed = run_cases(&named(&options.cases)?, options)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Sets up what is needed and runs the cases; tells whether all passed.
-pub(crate) fn run_cases(cases: &[&'static Case], reference: bool, verbose: bool) -> Result<bool> {
+fn run_cases(cases: &[&'static Case], options: &Options) -> Result<bool> {
     setup::ensure(&TOOLS)?;
-    let verdicts = if reference { reference::run(cases)? } else { session::run(cases)? };
+    let verdicts = if options.reference { reference::run(cases)? } else { session::run(cases, options)? };
     let mut failed = 0;
     for verdict in &verdicts {
-        let mut show = verbose;
+        let mut show = options.verbose;
         if let Err(error) = &verdict.outcome {
             failed += 1;
             show = true;
@@ -140,9 +141,9 @@ pub(crate) fn run_cases(cases: &[&'static Case], reference: bool, verbose: bool)
     Ok(failed == 0)
 }
 
-/// Every case.
-pub(crate) fn all() -> &'static [&'static Case] {
-    &ALL
+/// Runs every case; tells whether all passed.
+pub(crate) fn run_all() -> Result<bool> {
+    run_cases(&ALL, &Options::default())
 }
 
 /// How a case went.

@@ -7,21 +7,21 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result, read, write};
-use crate::lab::Verdict;
 use crate::lab::cases::{Case, Outcome};
 use crate::lab::filesystem;
 use crate::lab::machine::{Machine, Screen};
 use crate::lab::work::Work;
+use crate::lab::{Options, Verdict};
 
 const SCRIPT: &[u8] = include_bytes!("../../lab/host-cases.sh");
 /// What the lab machine may take beyond its cases.
 const START: Duration = Duration::from_secs(90);
 
 /// Runs the cases one after another and checks what they left.
-pub(crate) fn run(cases: &[&'static Case]) -> Result<Vec<Verdict>> {
+pub(crate) fn run(cases: &[&'static Case], options: &Options) -> Result<Vec<Verdict>> {
     let clock = Instant::now();
     let work = Work::new()?;
-    work.add_vmm()?;
+    work.add_programs(options)?;
     let mut order = String::new();
     let mut limit = START;
     for case in cases {

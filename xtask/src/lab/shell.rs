@@ -1,31 +1,27 @@
 //! A command, or a person, in the lab machine.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::error::{Context, Error, Result, read, write};
+use crate::lab::Options;
 use crate::lab::cases::ALL;
 use crate::lab::filesystem;
 use crate::lab::machine::{Machine, Screen};
 use crate::lab::work::{Work, quoted};
 
 /// Runs the command; its exit code is ours.
-pub(crate) fn run(command: &[String], more: &[PathBuf], limit: Duration) -> Result<ExitCode> {
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let work = Work::new()?;
-    if crate::cmd::root().join("examples/microvm").is_dir() {
-        work.add_vmm()?;
-    }
+    work.add_programs(options)?;
     for case in ALL {
         work.add_case(case)?;
     }
     add_root(&work)?;
-    for file in more {
-        work.add_file(file)?;
-    }
     let mut words = Vec::new();
-    for word in command {
+    for word in &options.command {
         let file = Path::new(word);
         words.push(if file.is_file() { work.add_file(file)? } else { word.clone() });
     }
@@ -38,7 +34,7 @@ pub(crate) fn run(command: &[String], more: &[PathBuf], limit: Duration) -> Resu
         work: &disk,
         console: work.run.join("console.log"),
         screen: if terminal { Screen::Terminal } else { Screen::Output },
-        limit,
+        limit: Duration::from_secs(options.limit),
     };
     machine.run(&mut |_| {})?;
     let results = work.run.join("after");

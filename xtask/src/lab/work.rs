@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Result, copy, write};
+use crate::lab::Options;
 use crate::lab::cases::Case;
 use crate::lab::filesystem;
 use crate::lab::machine::{empty_folder, folder};
@@ -42,12 +43,21 @@ impl Work {
         Ok(Self { run, tree, parts })
     }
 
-    /// Builds our VMM and adds it.
-    pub(crate) fn add_vmm(&self) -> Result<()> {
-        let arguments = ["build", "--quiet", "--release", "--example", "microvm"];
-        Cmd::cargo().args(arguments).show()?;
-        let program = cmd::target().join("release/examples/microvm");
-        add_program(&program, &self.tree.join("bin"), &self.tree.join("lib"))?;
+    /// Builds our VMM and adds it and the files that the options name.
+    pub(crate) fn add_programs(&self, options: &Options) -> Result<()> {
+        for file in &options.add {
+            self.add_file(file)?;
+        }
+        let program = if let Some(file) = &options.vmm {
+            file.clone()
+        } else {
+            let arguments = ["build", "--release", "--example", "microvm"];
+            Cmd::cargo().args(arguments).show()?;
+            cmd::target().join("release/examples/microvm")
+        };
+        let to = add_program(&program, &self.tree.join("bin"), &self.tree.join("lib"))?;
+        let place = self.tree.join("bin/microvm");
+        fs::rename(&to, &place).context(place.display())?;
         let link = self.tree.join("microvm");
         std::os::unix::fs::symlink("bin/microvm", &link).context(link.display())
     }
