@@ -27,6 +27,8 @@ done
 mount -t ext4 -o noatime /dev/vda /lab || give_up "could not mount the work disk"
 ln -s /lab/lib /lib64
 cd /lab || give_up "no /lab"
+# From here on, all that the kernel says is worth reading.
+dmesg -n 7
 ulimit -l unlimited
 
 if grep -q lab.terminal=1 /proc/cmdline; then
