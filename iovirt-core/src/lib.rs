@@ -74,7 +74,7 @@ pub mod request;
 pub mod scheduler;
 pub mod stage;
 pub mod state;
-#[cfg(any(test, feature = "test-utils"))]
+#[cfg(feature = "test-utils")]
 pub mod test_utils;
 pub mod worker;
 
