@@ -1,0 +1,4 @@
+//! Block back-ends: what a virtual disk is stored in.
+
+pub mod align;
+pub mod file;
