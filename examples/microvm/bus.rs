@@ -18,7 +18,7 @@ pub(crate) trait BusDevice: Send + Sync {
 }
 
 /// How often a guest left for one range of a bus.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct RangeExits {
     pub(crate) name: String,
     pub(crate) reads: u64,

@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use serde::Serialize;
+
 use crate::bus::RangeExits;
 
 /// Kinds of exits that reach this process.
@@ -51,14 +53,14 @@ impl ExitCounters {
 }
 
 /// One of KVM's own counters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct KvmStat {
     pub(crate) name: String,
     pub(crate) value: u64,
 }
 
 /// One vCPU's exits.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct VcpuReport {
     /// Exits to this process by kind, in the order of [`EXIT_KINDS`].
     pub(crate) exits: Vec<(&'static str, u64)>,
@@ -67,7 +69,7 @@ pub(crate) struct VcpuReport {
 }
 
 /// What a guest cost in exits.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct ExitReport {
     pub(crate) vcpus: Vec<VcpuReport>,
     /// KVM's counters for the whole machine.

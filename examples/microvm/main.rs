@@ -1,5 +1,8 @@
 //! A small KVM machine that boots Linux with virtual devices described on the command line.
 //!
+//! Without `--kernel`, or where `/dev/kvm` is missing or cannot run a 64-bit guest, the same pipelines are driven by the
+//! `virtio-drivers` crate in this process, through the same registers, on a temporary image.
+//!
 //! ```text
 //! microvm --kernel bzImage --initrd initrd --device 'virtio-blk -> file,path=disk.img'
 //! ```
@@ -13,15 +16,18 @@ mod boot;
 mod bus;
 mod control;
 mod cpuid;
+mod devices;
 mod entry;
 mod error;
 mod exits;
+mod in_process;
 mod layout;
 mod machine;
 mod power;
 mod probe;
 mod report;
 mod rtc;
+mod schedule;
 mod serial;
 mod terminal;
 mod vcpu;
@@ -29,18 +35,26 @@ mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
+use iovirt::describe::{Description, parse_size};
+use iovirt::registry::Registry;
 
 use crate::boot::BootSource;
+use crate::devices::{AttachDeviceError, Device};
 use crate::error::MachineError;
-use crate::machine::{Machine, Outcome};
+use crate::machine::Machine;
+use crate::report::Report;
+use crate::schedule::Appointment;
 
-/// Boots Linux in a small KVM machine.
+/// Boots Linux in a small KVM machine with virtual devices; without a kernel, or where KVM cannot run one, drives the same
+/// devices in this process.
 #[derive(Debug, Parser)]
+#[command(name = "microvm")]
 struct Options {
     /// The kernel: a bzImage or an ELF file
-    #[arg(long, required_unless_present = "list_stages")]
+    #[arg(long)]
     kernel: Option<PathBuf>,
     /// The initial file system
     #[arg(long)]
@@ -49,7 +63,7 @@ struct Options {
     #[arg(long, default_value = "console=ttyS0 panic=-1")]
     cmdline: String,
     /// Guest memory, with suffix K, M or G
-    #[arg(long, default_value = "512M", value_parser = parse_size)]
+    #[arg(long, default_value = "512M", value_parser = size)]
     memory: u64,
     /// Number of virtual processors
     #[arg(long, default_value_t = 1)]
@@ -57,7 +71,10 @@ struct Options {
     /// A device: its pipeline from the guest to the hardware; repeatable
     #[arg(long = "device", value_name = "PIPELINE")]
     devices: Vec<String>,
-    /// Print the report at the end as a line of JSON on standard error
+    /// Something to do while the guest runs, such as '6s resize 0 128M'; repeatable
+    #[arg(long = "at", value_name = "TIME ACTION")]
+    appointments: Vec<Appointment>,
+    /// Print the report at the end as a line of JSON
     #[arg(long)]
     json: bool,
     /// Print all stages with their keys
@@ -65,65 +82,133 @@ struct Options {
     list_stages: bool,
 }
 
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("--device '{text}': {error}")]
+    Description { text: String, error: iovirt::describe::DescribeError },
+    #[error(transparent)]
+    Device(#[from] devices::DeviceError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error("{pipeline}: {error}")]
+    InProcess { pipeline: String, error: in_process::RunError },
+}
+
+impl From<AttachDeviceError> for Failure {
+    fn from(error: AttachDeviceError) -> Self {
+        match error {
+            AttachDeviceError::Device(error) => error.into(),
+            AttachDeviceError::Machine(error) => error.into(),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     if options.list_stages {
+        print!("{}", iovirt::list_stages());
         return ExitCode::SUCCESS;
     }
+    log_to_standard_error();
     match run(&options) {
-        Ok(outcome) => {
-            let line = if options.json {
-                report::json(&outcome)
+        Ok(report) => {
+            // Standard output is the guest's console where there is a guest.
+            let text = if options.json { report.json() } else { report.text() };
+            if report.exits.is_some() {
+                eprintln!("\n{text}")
             } else {
-                format!("microvm: {}", report::text(&outcome))
-            };
-            eprintln!("{line}");
-            ExitCode::from(outcome.stop.exit_code())
+                println!("{text}")
+            }
+            ExitCode::from(report.code)
         }
-        Err(error) => {
-            eprintln!("microvm: {error}");
+        Err(failure) => {
+            eprintln!("microvm: {failure}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(options: &Options) -> Result<Outcome, MachineError> {
-    let mut machine = Machine::new(options.memory, options.vcpus)?;
-    for _ in &options.devices {
-        machine.slots.take()?;
-    }
-    let source = BootSource {
-        kernel: options.kernel.clone().unwrap_or_default(),
-        initrd: options.initrd.clone(),
-        command_line: options.cmdline.clone(),
+fn run(options: &Options) -> Result<Report, Failure> {
+    let registry = Registry::standard();
+    let parse = |text: &String| {
+        registry.parse(text).map_err(|error| Failure::Description { text: text.clone(), error })
     };
-    machine.run(&source)
+    let descriptions = options.devices.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let Some(kernel) = &options.kernel else {
+        return run_in_process(&registry, descriptions, "no --kernel was given");
+    };
+    match Machine::new(options.memory, options.vcpus) {
+        Ok(machine) => run_guest(&registry, descriptions, machine, options, kernel.clone()),
+        Err(error @ (MachineError::OpenKvm(_) | MachineError::No64Bit(_) | MachineError::KvmLacks(_))) => {
+            run_in_process(&registry, descriptions, &error.to_string())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn run_guest(
+    registry: &Registry,
+    descriptions: Vec<Description>,
+    mut machine: Machine,
+    options: &Options,
+    kernel: PathBuf,
+) -> Result<Report, Failure> {
+    let attach = |description| Device::attach(registry, description, &mut machine);
+    let devices = Arc::new(descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?);
+    schedule::keep(options.appointments.clone(), devices.clone(), machine.control.clone());
+    let source = BootSource { kernel, initrd: options.initrd.clone(), command_line: options.cmdline.clone() };
+    let outcome = machine.run(&source)?;
+    devices.iter().for_each(Device::finish);
+    Ok(Report {
+        driven_by: "KVM",
+        end: outcome.stop.describe(),
+        code: outcome.stop.exit_code(),
+        seconds: outcome.ran.as_secs_f64(),
+        devices: devices.iter().map(Device::report).collect(),
+        exits: Some(outcome.exits),
+    })
+}
+
+fn run_in_process(
+    registry: &Registry,
+    mut descriptions: Vec<Description>,
+    reason: &str,
+) -> Result<Report, Failure> {
+    eprintln!("microvm: {reason}: the in-process driver takes the guest's place, on a temporary image");
+    if descriptions.is_empty() {
+        let text = in_process::DEFAULT_PIPELINE.to_owned();
+        let default = registry.parse(&text).map_err(|error| Failure::Description { text, error })?;
+        descriptions.push(default);
+    }
+    let mut devices = Vec::new();
+    let mut ends = Vec::new();
+    let mut seconds = 0.0;
+    for description in &descriptions {
+        let run = in_process::run(registry, description)
+            .map_err(|error| Failure::InProcess { pipeline: description.to_string(), error })?;
+        seconds += run.ran.as_secs_f64();
+        ends.push(run.checked);
+        devices.push(run.report);
+    }
+    Ok(Report {
+        driven_by: "in-process driver, no guest",
+        end: ends.join("; "),
+        code: 0,
+        seconds,
+        devices,
+        exits: None,
+    })
+}
+
+/// Warnings of the library, a line each, on standard error.
+fn log_to_standard_error() {
+    let level = tracing_subscriber::filter::LevelFilter::WARN;
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
 }
 
 /// A number of bytes: digits, and one of the suffixes K, M, G.
-fn parse_size(text: &str) -> Result<u64, String> {
+fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is not a size; write a number with suffix K, M or G, such as 512M");
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("512M"), Ok(512 << 20));
-        assert_eq!(parse_size("3g"), Ok(3 << 30));
-        assert_eq!(parse_size("4096"), Ok(4096));
-        for wrong in ["", "M", "1T", "-1M", "1.5G", "99999999999G", "1é"] {
-            assert!(parse_size(wrong).is_err(), "{wrong}");
-        }
-    }
+    parse_size(text).ok_or_else(wrong)
 }

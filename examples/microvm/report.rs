@@ -1,103 +1,189 @@
 //! What a run was like, for people and for programs.
 
 use std::fmt::Write;
+use std::time::Duration;
 
-use crate::bus::RangeExits;
-use crate::exits::KvmStat;
-use crate::machine::Outcome;
+use serde::Serialize;
 
-/// One line for people.
-pub(crate) fn text(outcome: &Outcome) -> String {
-    let exits = &outcome.exits;
-    let ports = exits.total("port-read") + exits.total("port-write");
-    let mmio = exits.total("mmio-read") + exits.total("mmio-write");
-    let seconds = outcome.ran.as_secs_f64();
-    let what = outcome.stop.describe();
-    format!("{what} after {seconds:.2} s and {ports} port and {mmio} memory exits")
+use crate::devices::{DeviceReport, StageReport};
+use crate::exits::ExitReport;
+
+/// What a run was like.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// Who drove the devices: `kvm`, or `in-process driver`.
+    pub(crate) driven_by: &'static str,
+    /// How it ended, in a few words.
+    pub(crate) end: String,
+    /// The process's exit code.
+    pub(crate) code: u8,
+    /// How long it took, in seconds.
+    pub(crate) seconds: f64,
+    pub(crate) devices: Vec<DeviceReport>,
+    /// Exits of the guest; none without KVM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exits: Option<ExitReport>,
 }
 
-/// One line of JSON.
-pub(crate) fn json(outcome: &Outcome) -> String {
-    let exits = &outcome.exits;
-    let vcpus: Vec<String> = exits
-        .vcpus
-        .iter()
-        .map(|vcpu| {
-            let kinds = vcpu.exits.iter().map(|(name, count)| (*name, count.to_string()));
-            format!("{{\"exits\":{},\"kvm\":{}}}", object(kinds), stats(&vcpu.kvm))
-        })
-        .collect();
-    format!(
-        "{{\"end\":{},\"code\":{},\"seconds\":{:.6},\"vcpus\":[{}],\"kvm\":{},\"ports\":{},\"mmio\":{}}}",
-        string(&outcome.stop.describe()),
-        outcome.stop.exit_code(),
-        outcome.ran.as_secs_f64(),
-        vcpus.join(","),
-        stats(&exits.vm),
-        ranges(&exits.ports),
-        ranges(&exits.mmio),
-    )
+impl Report {
+    /// One line of JSON.
+    pub(crate) fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+    }
+
+    /// A page for people.
+    pub(crate) fn text(&self) -> String {
+        let mut text = format!("{} after {:.2} s ({})\n", self.end, self.seconds, self.driven_by);
+        for device in &self.devices {
+            text.push_str(&device_text(device));
+        }
+        if let Some(exits) = &self.exits {
+            let requests = self.devices.iter().map(|device| device.totals()[0]).sum();
+            text.push_str(&exits_text(exits, requests));
+        }
+        text
+    }
 }
 
-fn stats(stats: &[KvmStat]) -> String {
-    object(stats.iter().map(|stat| (stat.name.as_str(), stat.value.to_string())))
+fn device_text(device: &DeviceReport) -> String {
+    let [requests, doorbells, interrupts] = device.totals();
+    let mut text = format!("\n{}\n", device.pipeline);
+    let _ = writeln!(
+        text,
+        "  {requests} requests on {} queue(s): {} doorbells and {} interrupts per request",
+        device.queues.len(),
+        per(doorbells, requests),
+        per(interrupts, requests),
+    );
+    for stage in &device.stages {
+        text.push_str(&stage_text(stage));
+    }
+    text
 }
 
-fn ranges(ranges: &[RangeExits]) -> String {
-    object(ranges.iter().map(|range| {
-        (range.name.as_str(), format!("{{\"reads\":{},\"writes\":{}}}", range.reads, range.writes))
-    }))
+fn stage_text(stage: &StageReport) -> String {
+    let mut text = format!(
+        "  {:<14}{:>10}{:>12}{:>8}{:>10}{:>10}{:>10}{:>10}\n",
+        stage.name, "requests", "bytes", "failed", "p50", "p90", "p99", "max"
+    );
+    for kind in stage.stats.kinds.iter().filter(|kind| kind.ops > 0) {
+        let at = |percent| kind.latency.percentile(percent).map_or_else(|| "-".to_owned(), time);
+        let _ = writeln!(
+            text,
+            "    {:<12}{:>10}{:>12}{:>8}{:>10}{:>10}{:>10}{:>10}",
+            kind.name,
+            kind.ops,
+            size(kind.bytes),
+            kind.failures,
+            at(50.0),
+            at(90.0),
+            at(99.0),
+            at(100.0)
+        );
+    }
+    text
 }
 
-/// An object of values that are JSON already.
-fn object<'a>(fields: impl Iterator<Item = (&'a str, String)>) -> String {
-    let fields: Vec<String> = fields.map(|(name, value)| format!("{}:{value}", string(name))).collect();
-    format!("{{{}}}", fields.join(","))
-}
-
-fn string(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            control if u32::from(control) < 0x20 => {
-                // Writing to a string does not fail.
-                let _ = write!(quoted, "\\u{:04x}", u32::from(control));
-            }
-            other => quoted.push(other),
+fn exits_text(exits: &ExitReport, requests: u64) -> String {
+    let mut text = String::from("\nVM exits to this process\n");
+    for (name, _) in exits.vcpus.first().map(|vcpu| vcpu.exits.as_slice()).unwrap_or_default() {
+        let count = exits.total(name);
+        if count > 0 {
+            let _ = writeln!(text, "    {name:<16}{count:>10}");
         }
     }
-    quoted.push('"');
-    quoted
+    for window in exits.mmio.iter().filter(|window| window.reads + window.writes > 0) {
+        let _ = writeln!(
+            text,
+            "    {:<16}{:>10} register accesses, {} per request",
+            window.name,
+            window.reads + window.writes,
+            per(window.reads + window.writes, requests)
+        );
+    }
+    let counted = |name: &str| {
+        exits
+            .vcpus
+            .iter()
+            .flat_map(|vcpu| &vcpu.kvm)
+            .filter(|stat| stat.name == name)
+            .map(|stat| stat.value)
+            .sum()
+    };
+    let all: u64 = counted("exits");
+    if all > 0 {
+        let _ = writeln!(text, "VM exits by KVM's own count: {all}, {} per request", per(all, requests));
+        for name in ["io_exits", "mmio_exits", "halt_exits", "irq_exits", "irq_injections"] {
+            let _ = writeln!(text, "    {name:<16}{:>10}", counted(name));
+        }
+    }
+    text
+}
+
+fn per(count: u64, requests: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    if requests == 0 { "-".to_owned() } else { format!("{:.3}", count as f64 / requests as f64) }
+}
+
+fn time(time: Duration) -> String {
+    let nanos = time.as_nanos();
+    match nanos {
+        0..10_000 => format!("{nanos} ns"),
+        10_000..10_000_000 => format!("{} us", nanos / 1000),
+        _ => format!("{} ms", nanos / 1_000_000),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes} B"),
+        10_240..10_485_760 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::control::Stop;
-    use crate::exits::{ExitReport, VcpuReport};
+    use crate::bus::RangeExits;
+    use crate::devices::QueueReport;
+    use crate::exits::{KvmStat, VcpuReport};
+
+    fn report() -> Report {
+        let vcpu = VcpuReport {
+            exits: vec![("port-read", 2), ("mmio-write", 3)],
+            kvm: vec![KvmStat { name: "exits".to_owned(), value: 40 }],
+        };
+        let window = RangeExits { name: "disk \"a\"\n".to_owned(), reads: 0, writes: 3 };
+        let exits = ExitReport { vcpus: vec![vcpu], vm: Vec::new(), ports: Vec::new(), mmio: vec![window] };
+        let queue = QueueReport { requests: 10, doorbells: 2, interrupts: 1 };
+        let device = DeviceReport {
+            pipeline: "virtio-blk -> null".to_owned(),
+            queues: vec![queue],
+            stages: Vec::new(),
+        };
+        let end = "the guest ended with code 3".to_owned();
+        Report { driven_by: "kvm", end, code: 3, seconds: 1.5, devices: vec![device], exits: Some(exits) }
+    }
 
     #[test]
-    fn a_run_in_text_and_json() {
-        let vcpu = VcpuReport { exits: vec![("port-read", 2), ("mmio-write", 3)], kvm: Vec::new() };
-        let window = RangeExits { name: "disk \"a\"\n".to_owned(), reads: 0, writes: 3 };
-        let exits = ExitReport {
-            vcpus: vec![vcpu],
-            vm: vec![KvmStat { name: "pages".to_owned(), value: 7 }],
-            ports: Vec::new(),
-            mmio: vec![window],
-        };
-        let outcome = Outcome { stop: Stop::ExitPort(3), ran: Duration::from_millis(1500), exits };
-        assert_eq!(text(&outcome), "the guest ended with code 3 after 1.50 s and 2 port and 3 memory exits");
-        assert_eq!(
-            json(&outcome),
-            concat!(
-                r#"{"end":"the guest ended with code 3","code":3,"seconds":1.500000,"#,
-                r#""vcpus":[{"exits":{"port-read":2,"mmio-write":3},"kvm":{}}],"kvm":{"pages":7},"#,
-                r#""ports":{},"mmio":{"disk \"a\"\u000a":{"reads":0,"writes":3}}}"#
-            )
-        );
+    fn a_run_in_text() {
+        let text = report().text();
+        for line in [
+            "the guest ended with code 3 after 1.50 s (kvm)",
+            "  10 requests on 1 queue(s): 0.200 doorbells and 0.100 interrupts per request",
+            "VM exits by KVM's own count: 40, 4.000 per request",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn a_run_in_json() {
+        let json: serde_json::Value = serde_json::from_str(&report().json()).unwrap();
+        assert_eq!(json["code"], 3);
+        assert_eq!(json["devices"][0]["queues"][0]["doorbells"], 2);
+        assert_eq!(json["exits"]["mmio"][0]["name"], "disk \"a\"\n");
+        assert_eq!(json["exits"]["vcpus"][0]["exits"][1][1], 3);
     }
 }

@@ -108,7 +108,6 @@ impl Vm {
 
     /// The guest's notification of one queue of the device in `slot` becomes an event, without an exit to this
     /// process.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the devices to come"))]
     pub(crate) fn queue_doorbell(&self, event: &EventFd, slot: Slot, queue: u16) -> Result<(), MachineError> {
         self.mmio_doorbell(event, slot.address + QUEUE_NOTIFY, u32::from(queue))
     }

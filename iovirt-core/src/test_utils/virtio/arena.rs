@@ -46,7 +46,7 @@ impl Arena {
             space
                 .view()
                 .resolve(BASE, SIZE, Access::Write, &mut |segment| {
-                    host = NonNull::new(segment.iovec().as_ptr())
+                    host = NonNull::new(segment.iovec().as_ptr());
                 })
                 .expect("the arena is one region");
             let free = Free { fresh: 0, returned: BTreeMap::new() };

@@ -1,0 +1,164 @@
+//! Without a guest: the same pipelines, driven by the `virtio-drivers` crate in this process through the same registers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use iovirt::core::irq::CountingInterrupt;
+use iovirt::core::test_utils::virtio::{Arena, BlkDriver, BlkOp, BlkStatus, DriverError, Pump};
+use iovirt::describe::Description;
+use iovirt::registry::Registry;
+
+use crate::devices::{Device, DeviceError, DeviceReport};
+
+/// Size of the temporary image in bytes.
+const IMAGE: u64 = 256 << 20;
+/// How much of a disk is written and read back, in bytes.
+const SPAN: u64 = 64 << 20;
+/// Bytes of one request.
+const BLOCK: usize = 4096;
+/// Requests of one batch.
+const DEPTH: u64 = 32;
+/// How long a batch is waited for.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Block features of the driver's side, event index, version 1.
+const FEATURES: u64 = 0xffff | 1 << 29 | 1 << 32;
+
+/// What is run where no pipeline was asked for.
+pub(crate) const DEFAULT_PIPELINE: &str = "virtio-blk -> stats -> file,path=disk.img";
+
+/// Why a pipeline did not pass.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("the driver: {0}")]
+    Driver(#[from] DriverError),
+    #[error("a temporary image: {0}")]
+    Image(#[from] std::io::Error),
+    #[error("{0}")]
+    Data(String),
+}
+
+/// What a pipeline was put through, and how it did.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) report: DeviceReport,
+    /// What was checked, for people.
+    pub(crate) checked: String,
+    pub(crate) ran: Duration,
+}
+
+/// Writes, reads back and verifies through a pipeline. A file in it is replaced by a temporary image, so that nobody's data
+/// are written over.
+pub(crate) fn run(registry: &Registry, description: &Description) -> Result<Run, RunError> {
+    let mut image = Image::new()?;
+    let description = image.in_place_of_files(description.clone());
+    let interrupt = Arc::new(CountingInterrupt::new());
+    let device = Device::new(registry, description, Arena::get().space(), interrupt)?;
+    let started = Instant::now();
+    let mut driver = BlkDriver::connect(device.mmio().clone(), Pump::threads(), FEATURES, BLOCK)?;
+    let blocks = (driver.capacity() * 512).min(SPAN) / BLOCK as u64;
+    if driver.features() & 1 << 5 == 0 {
+        transfer(&mut driver, BlkOp::Out, blocks)?;
+        if driver.run(BlkOp::Flush, 0, &mut [])? != BlkStatus::Ok {
+            return Err(RunError::Data("the flush failed".into()));
+        }
+    }
+    transfer(&mut driver, BlkOp::In, blocks)?;
+    let ran = started.elapsed();
+    let report = device.report();
+    drop(driver);
+    device.finish();
+    drop(device);
+    let mut checked = format!("{} MiB written, flushed, read back and compared", (blocks * BLOCK as u64) >> 20);
+    if image.used {
+        image.verify(blocks)?;
+        checked.push_str("; the image on the host holds the same bytes");
+    }
+    Ok(Run { report, checked, ran })
+}
+
+/// One pass over the disk in batches; what is read is compared.
+fn transfer(driver: &mut BlkDriver, op: BlkOp, blocks: u64) -> Result<(), RunError> {
+    let mut next = 0;
+    let mut of_slot = [0; 128];
+    while next < blocks {
+        let end = (next + DEPTH).min(blocks);
+        for block in next..end {
+            let slot = driver.submit(op, block * (BLOCK as u64 / 512), &content(block))?;
+            of_slot[slot] = block;
+        }
+        driver.ring();
+        let (mut home, started, mut wrong) = (next, Instant::now(), None);
+        while home < end {
+            if started.elapsed() > LIMIT {
+                return Err(DriverError::TimedOut.into());
+            }
+            home += driver.poll(|slot, status, data| {
+                if status != BlkStatus::Ok || data != content(of_slot[slot]) {
+                    wrong = Some((of_slot[slot], status));
+                }
+            })? as u64;
+            driver.transport().pump().step();
+        }
+        if let Some((block, status)) = wrong {
+            return Err(RunError::Data(format!(
+                "block {block} did not come back as it was written ({status:?})"
+            )));
+        }
+        next = end;
+    }
+    Ok(())
+}
+
+/// What stands in a block: its number, over and over, scrambled.
+fn content(block: u64) -> [u8; BLOCK] {
+    let mut bytes = [0; BLOCK];
+    for (at, word) in (0u64..).zip(bytes.chunks_exact_mut(8)) {
+        word.copy_from_slice(&((block << 9 | at).wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
+    }
+    bytes
+}
+
+/// A temporary image, removed when it is dropped.
+struct Image {
+    path: PathBuf,
+    used: bool,
+}
+
+impl Image {
+    fn new() -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("iovirt-microvm-{}.img", std::process::id()));
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
+        let image = Self { path, used: false };
+        file.set_len(IMAGE)?;
+        Ok(image)
+    }
+
+    fn in_place_of_files(&mut self, mut description: Description) -> Description {
+        let stage = &mut description.below.backend.stage;
+        if stage.name() == "file" {
+            *stage = stage.clone().with("path", self.path.to_string_lossy()).with("readonly", "off");
+            self.used = true;
+        }
+        description
+    }
+
+    fn verify(&self, blocks: u64) -> Result<(), RunError> {
+        let bytes = std::fs::read(&self.path)?;
+        for (block, bytes) in (0..blocks).zip(bytes.chunks_exact(BLOCK)) {
+            if bytes != content(block) {
+                return Err(RunError::Data(format!("block {block} of the image is not what was written")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // What cannot be removed was never made.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
