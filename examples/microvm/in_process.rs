@@ -14,7 +14,7 @@ use crate::devices::{Device, DeviceError, DeviceReport};
 /// Size of the temporary image in bytes.
 const IMAGE: u64 = 256 << 20;
 /// How much of a disk is written and read back, in bytes.
-const SPAN: u64 = 64 << 20;
+const SPAN: u64 = 16 << 20;
 /// Bytes of one request.
 const BLOCK: usize = 4096;
 /// Requests of one batch.
@@ -71,7 +71,8 @@ pub(crate) fn run(registry: &Registry, description: &Description) -> Result<Run,
     drop(driver);
     device.finish();
     drop(device);
-    let mut checked = format!("{} MiB written, flushed, read back and compared", (blocks * BLOCK as u64) >> 20);
+    let mut checked =
+        format!("{} MiB written, flushed, read back and compared", (blocks * BLOCK as u64) >> 20);
     if image.used {
         image.verify(blocks)?;
         checked.push_str("; the image on the host holds the same bytes");
@@ -90,18 +91,18 @@ fn transfer(driver: &mut BlkDriver, op: BlkOp, blocks: u64) -> Result<(), RunErr
             of_slot[slot] = block;
         }
         driver.ring();
-        let (mut home, started, mut wrong) = (next, Instant::now(), None);
-        while home < end {
+        let (started, mut wrong) = (Instant::now(), None);
+        while !driver.batch_is_home() {
             if started.elapsed() > LIMIT {
                 return Err(DriverError::TimedOut.into());
             }
-            home += driver.poll(|slot, status, data| {
-                if status != BlkStatus::Ok || data != content(of_slot[slot]) {
-                    wrong = Some((of_slot[slot], status));
-                }
-            })? as u64;
             driver.transport().pump().step();
         }
+        driver.poll(|slot, status, data| {
+            if status != BlkStatus::Ok || data != content(of_slot[slot]) {
+                wrong = Some((of_slot[slot], status));
+            }
+        })?;
         if let Some((block, status)) = wrong {
             return Err(RunError::Data(format!(
                 "block {block} did not come back as it was written ({status:?})"

@@ -211,6 +211,12 @@ impl BlkDriver {
         }
     }
 
+    /// Whether everything that was submitted has come back and waits for [`BlkDriver::poll`]. A driver that looks before
+    /// it takes anything moves the event index once per batch, and is interrupted once.
+    pub fn batch_is_home(&self) -> bool {
+        self.transport.used_index(0) == Some(self.added)
+    }
+
     /// Takes what came back: calls `done` with the slot, the status and the data of each (what was read, or sent).
     ///
     /// # Errors

@@ -84,6 +84,12 @@ impl RegisterTransport {
         self.view.read_array(address + 4 + 8 * u64::from(*size)).ok().map(u16::from_le_bytes)
     }
 
+    /// How many chains the device has returned so far: the used index (VIRTIO 1.2, section 2.7.8).
+    pub fn used_index(&self, queue: u16) -> Option<u16> {
+        let (_, _, address) = self.used.iter().find(|(index, ..)| *index == queue)?;
+        self.view.read_array(address + 2).ok().map(u16::from_le_bytes)
+    }
+
     fn read(&self, offset: u64) -> u32 {
         let mut bytes = [0; 4];
         self.frontend.read(0, offset, &mut bytes);
