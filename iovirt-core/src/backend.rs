@@ -88,8 +88,8 @@ pub trait Queue<R: Request>: 'static {
     fn poll(&mut self, cx: &mut WorkerContext<'_>, done: &mut Completions<R>);
 
     /// Asks the queue to come to rest: requests held by a stage are let go, those in flight finish, and then what the
-    /// durability contract covers is made durable. Polled by [`Queue::mode`]; requests submitted meanwhile are still
-    /// served.
+    /// durability contract covers is made durable. Polled by [`Queue::mode`]: the queue sees to it that its lane gets a
+    /// turn when it is at rest. Requests submitted meanwhile are still served.
     fn drain(&mut self, cx: &mut WorkerContext<'_>);
 
     /// The way back, out of either mode.

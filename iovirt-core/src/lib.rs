@@ -75,6 +75,8 @@ pub mod request;
 pub mod scheduler;
 pub mod stage;
 pub mod state;
+#[cfg(feature = "test-utils")]
+pub mod test_utils;
 pub mod worker;
 
 pub use backend::{Backend, Mode, Queue};

@@ -10,12 +10,12 @@ use super::{Access, DmaError, DmaView, IoVec, MemoryMap};
 /// It keeps its map alive. When [`DmaView::refresh`] returns true it must be resolved again: the memory it
 /// shows is still valid then, but may no longer be the guest's.
 ///
-/// All integers are little-endian in guest memory, and naturally aligned. Offsets are in bytes and are the
-/// caller's own: one that is out of range, or misaligned, or a store to an area resolved for
-/// [`Access::Read`], is a bug in the caller and panics. A guest must have no influence on it beyond what the
-/// caller checked.
+/// All integers are little-endian in guest memory, and naturally aligned; `ALIGN` is the alignment of the area
+/// in bytes, and an integer that is larger does not compile. Offsets are in bytes and are the caller's own: one
+/// that is out of range, or misaligned, or a store to an area resolved for [`Access::Read`], is a bug in the
+/// caller and panics. A guest must have no influence on it beyond what the caller checked.
 #[derive(Debug)]
-pub struct MappedArea {
+pub struct MappedArea<const ALIGN: usize> {
     host: IoVec,
     /// Length for stores: zero if resolved for reading.
     writable: usize,
@@ -31,6 +31,7 @@ macro_rules! accessors {
         #[doc = concat!("Loads the little-endian `", stringify!($int), "` at `offset`.")]
         #[inline]
         pub fn $load(&self, offset: usize, ordering: Ordering) -> $int {
+            const { assert!(size_of::<$int>() <= ALIGN) };
             let place = self.place(offset, size_of::<$int>(), self.host.len());
             // SAFETY: `place` checked bounds and alignment; the map keeps the memory mapped, and the atomic
             // reference lives for this access only. Others access ring fields atomically or not from Rust.
@@ -40,6 +41,7 @@ macro_rules! accessors {
         #[doc = concat!("Stores `value` at `offset` as a little-endian `", stringify!($int), "`.")]
         #[inline]
         pub fn $store(&self, offset: usize, value: $int, ordering: Ordering) {
+            const { assert!(size_of::<$int>() <= ALIGN) };
             let place = self.place(offset, size_of::<$int>(), self.writable);
             // SAFETY: as for the load, and `writable` is zero unless devices may write the region.
             unsafe { <$atomic>::from_ptr(place.cast()) }.store(value.to_le(), ordering);
@@ -47,14 +49,8 @@ macro_rules! accessors {
     };
 }
 
-impl MappedArea {
-    pub(super) fn resolve(
-        view: &DmaView,
-        addr: u64,
-        len: u64,
-        align: u64,
-        access: Access,
-    ) -> Result<Self, DmaError> {
+impl<const ALIGN: usize> MappedArea<ALIGN> {
+    pub(super) fn resolve(view: &DmaView, addr: u64, len: u64, access: Access) -> Result<Self, DmaError> {
         let mut first = None;
         let mut done = 0;
         view.walk(addr, len, access, &mut |region, offset, piece| {
@@ -67,8 +63,8 @@ impl MappedArea {
             Ok(())
         })?;
         let (base, physical) = first.ok_or(DmaError::Unmapped { addr, len })?;
-        if !addr.is_multiple_of(align) || !(base.addr() as u64).is_multiple_of(align) {
-            return Err(DmaError::Misaligned { addr, align });
+        if !addr.is_multiple_of(ALIGN as u64) || !base.addr().is_multiple_of(ALIGN) {
+            return Err(DmaError::Misaligned { addr, align: ALIGN as u64 });
         }
         let map = Arc::clone(view.map());
         let log = log_of(&map, physical, len);
@@ -92,6 +88,35 @@ impl MappedArea {
     accessors!(load_u16, store_u16, u16, AtomicU16);
     accessors!(load_u32, store_u32, u32, AtomicU32);
     accessors!(load_u64, store_u64, u64, AtomicU64);
+
+    /// Loads two neighbouring little-endian `u64` at `offset`, a multiple of 16, relaxed and each by itself: a
+    /// descriptor.
+    #[inline]
+    pub fn load_u64_pair(&self, offset: usize) -> [u64; 2] {
+        const { assert!(size_of::<u64>() <= ALIGN) };
+        let first = self.place(offset, size_of::<[u64; 2]>(), self.host.len());
+        let load = |place: *mut u8| {
+            // SAFETY: bounds were checked for both, alignment for the first, thus for both; otherwise as for
+            // `load_u64`.
+            u64::from_le(unsafe { AtomicU64::from_ptr(place.cast()) }.load(Ordering::Relaxed))
+        };
+        [load(first), load(first.wrapping_add(size_of::<u64>()))]
+    }
+
+    /// Stores two neighbouring little-endian `u32` at `offset`, relaxed and each by itself: a used element.
+    #[inline]
+    pub fn store_u32_pair(&self, offset: usize, values: [u32; 2]) {
+        const { assert!(size_of::<u32>() <= ALIGN) };
+        assert!(offset.is_multiple_of(size_of::<u32>()), "misaligned access to a mapped area");
+        let first = self.bounded(offset, size_of::<[u32; 2]>(), self.writable);
+        let store = |place: *mut u8, value: u32| {
+            // SAFETY: bounds were checked for both, alignment for the first, thus for both; otherwise as for
+            // `store_u32`.
+            unsafe { AtomicU32::from_ptr(place.cast()) }.store(value.to_le(), Ordering::Relaxed);
+        };
+        store(first, values[0]);
+        store(first.wrapping_add(size_of::<u32>()), values[1]);
+    }
 
     /// Copies `N` bytes from `offset`; they may be torn.
     #[inline]
@@ -135,13 +160,18 @@ impl MappedArea {
         }
     }
 
-    /// The address of `size` bytes at `offset`, checked against `limit` and for natural alignment.
+    /// The address of `size` bytes at `offset`, checked against `limit` and for natural alignment: the area is
+    /// aligned to `ALIGN`, so the offset tells.
     #[inline]
     fn place(&self, offset: usize, size: usize, limit: usize) -> *mut u8 {
-        assert!(limit >= size && offset <= limit - size, "access beyond a mapped area");
-        let place = self.host.as_ptr().wrapping_add(offset);
-        assert!(place.addr().is_multiple_of(size), "misaligned access to a mapped area");
-        place
+        assert!(offset.is_multiple_of(size), "misaligned access to a mapped area");
+        self.bounded(offset, size, limit)
+    }
+
+    #[inline]
+    fn bounded(&self, offset: usize, size: usize, limit: usize) -> *mut u8 {
+        assert!(offset.checked_add(size).is_some_and(|end| end <= limit), "access beyond a mapped area");
+        self.host.as_ptr().wrapping_add(offset)
     }
 }
 

@@ -27,6 +27,11 @@ impl MemoryMap {
         Ok(Self { regions: regions.into(), dirty_logging })
     }
 
+    /// A map in which nothing is mapped.
+    pub fn empty() -> Self {
+        Self { regions: Box::default(), dirty_logging: false }
+    }
+
     /// The regions, sorted by address.
     pub fn regions(&self) -> &[Region] {
         &self.regions

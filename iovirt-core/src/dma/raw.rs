@@ -23,6 +23,9 @@ unsafe impl Send for IoVec {}
 unsafe impl Sync for IoVec {}
 
 impl IoVec {
+    /// No memory at all.
+    pub(super) const EMPTY: Self = Self::new(NonNull::dangling(), 0);
+
     pub(super) const fn new(base: NonNull<u8>, len: usize) -> Self {
         Self(libc::iovec { iov_base: base.as_ptr().cast(), iov_len: len })
     }
@@ -51,6 +54,13 @@ impl IoVec {
     pub fn slice(&self, offset: usize, len: usize) -> Self {
         let offset = offset.min(self.len());
         let len = len.min(self.len() - offset);
+        Self(libc::iovec { iov_base: self.as_ptr().wrapping_add(offset).cast(), iov_len: len })
+    }
+
+    /// As [`slice`](IoVec::slice) where the caller checked that the part is inside.
+    #[inline]
+    pub(super) fn part(&self, offset: usize, len: usize) -> Self {
+        debug_assert!(offset <= self.len() && len <= self.len() - offset);
         Self(libc::iovec { iov_base: self.as_ptr().wrapping_add(offset).cast(), iov_len: len })
     }
 

@@ -205,10 +205,10 @@ impl SgList {
         self.store.adopt(view.map());
         match view.lookup(addr, len, access) {
             // SAFETY: the segment lies in the view's map, adopted above, and was resolved for `access`.
-            Some(segment) if len != 0 => unsafe {
+            Some(segment) => unsafe {
                 self.store.push(segment, access == Access::Read, self.limits.segments)
             },
-            _ => self.push_pieces(view, addr, len, access),
+            None => self.push_pieces(view, addr, len, access),
         }
     }
 
@@ -407,6 +407,23 @@ impl SgList {
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {
             return Err(DmaError::OutOfRange { offset, len });
         }
+        Ok(())
+    }
+
+    // Moving on
+
+    /// Exchanges what two lists hold; each keeps its limits, its pool and its tag. This is how the buffers of a popped
+    /// chain become those of a request without being copied.
+    ///
+    /// # Errors
+    ///
+    /// [`DmaError::TooManySegments`] if `other` holds more segments than this list may; nothing has moved then.
+    #[inline]
+    pub fn swap_segments(&mut self, other: &mut Self) -> Result<(), DmaError> {
+        if other.segments().len() > self.limits.segments {
+            return Err(DmaError::TooManySegments { max: self.limits.segments });
+        }
+        std::mem::swap(&mut self.store, &mut other.store);
         Ok(())
     }
 

@@ -53,6 +53,12 @@ impl DmaSpace {
         Self { shared: Arc::clone(&self.shared), translate: Some(translate) }
     }
 
+    /// A handle to the same memory by guest physical addresses: for what does not go through the IOMMU.
+    #[must_use]
+    pub fn untranslated(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), translate: None }
+    }
+
     /// Announces a new memory map to all clones. The old one lives as long as anyone holds it; workers see the
     /// new one at their next [`DmaView::refresh`].
     pub fn replace(&self, map: MemoryMap) {

@@ -3,22 +3,25 @@
 //! The one invariant of this file: every piece in `iov` lies in a map or a host buffer that the same store
 //! holds an `Arc` of. Everything `unsafe` about lists rests on it and is in this file.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::sglist::HOST;
 use super::{DmaError, DmaView, HostBuffer, IoVec, MemoryMap, Segment};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Store {
-    iov: Vec<IoVec>,
+    /// Segments `head .. tail` of these two; before them are those that were trimmed, after them is room.
+    iov: Box<[IoVec]>,
     /// Guest physical addresses, or [`HOST`].
-    addr: Vec<u64>,
-    /// Segments before this one were trimmed.
+    addr: Box<[u64]>,
     head: usize,
+    tail: usize,
     len: u64,
     /// Whether a segment was resolved for reading only.
     read_only: bool,
-    map: Option<Arc<MemoryMap>>,
+    /// Whether clearing has more to do than to forget the segments.
+    holds: bool,
+    map: Arc<MemoryMap>,
     /// Maps of segments that were added before the map was replaced.
     older: Vec<Arc<MemoryMap>>,
     own: Option<Arc<HostBuffer>>,
@@ -28,19 +31,35 @@ pub(super) struct Store {
     borrowed: Vec<Arc<HostBuffer>>,
 }
 
+/// What a list holds before it has seen a map: one for all, so that comparing maps takes no case for none.
+static NOTHING: LazyLock<Arc<MemoryMap>> = LazyLock::new(|| Arc::new(MemoryMap::empty()));
+
 impl Store {
     pub(super) fn with_capacity(segments: usize) -> Self {
-        Self { iov: Vec::with_capacity(segments), addr: Vec::with_capacity(segments), ..Self::default() }
+        Self {
+            iov: vec![IoVec::EMPTY; segments].into(),
+            addr: vec![HOST; segments].into(),
+            head: 0,
+            tail: 0,
+            len: 0,
+            read_only: false,
+            holds: false,
+            map: Arc::clone(&NOTHING),
+            older: Vec::new(),
+            own: None,
+            used: 0,
+            borrowed: Vec::new(),
+        }
     }
 
     #[inline]
     pub(super) fn iovecs(&self) -> &[IoVec] {
-        &self.iov[self.head..]
+        &self.iov[self.head..self.tail]
     }
 
     #[inline]
     pub(super) fn addrs(&self) -> &[u64] {
-        &self.addr[self.head..]
+        &self.addr[self.head..self.tail]
     }
 
     #[inline]
@@ -59,24 +78,19 @@ impl Store {
 
     #[inline]
     pub(super) fn clear(&mut self) {
-        self.truncate_all();
-        if self.used != 0 || !self.borrowed.is_empty() || !self.older.is_empty() {
-            self.release();
-        }
-    }
-
-    #[inline]
-    fn truncate_all(&mut self) {
-        self.iov.clear();
-        self.addr.clear();
         self.head = 0;
+        self.tail = 0;
         self.len = 0;
         self.read_only = false;
+        if self.holds {
+            self.release();
+        }
     }
 
     /// Lets go of what only cleared segments needed. A buffer that a slice still uses is left to it.
     #[cold]
     fn release(&mut self) {
+        self.holds = false;
         self.older.clear();
         self.borrowed.clear();
         self.used = 0;
@@ -88,16 +102,17 @@ impl Store {
     /// Holds `map` for the segments that follow.
     #[inline]
     pub(super) fn adopt(&mut self, map: &Arc<MemoryMap>) {
-        if !self.map.as_ref().is_some_and(|held| Arc::ptr_eq(held, map)) {
+        if !Arc::ptr_eq(&self.map, map) {
             self.adopt_other(map);
         }
     }
 
     #[cold]
     fn adopt_other(&mut self, map: &Arc<MemoryMap>) {
-        let previous = self.map.replace(Arc::clone(map));
+        let previous = std::mem::replace(&mut self.map, Arc::clone(map));
         if !self.is_host() {
-            self.older.extend(previous);
+            self.holds = true;
+            self.older.push(previous);
         }
     }
 
@@ -120,20 +135,51 @@ impl Store {
 
     #[inline]
     fn append(&mut self, segment: Segment, max: usize) -> Result<(), DmaError> {
-        if self.iov.len() - self.head >= max {
+        let (tail, len) = (self.tail, segment.len());
+        // Both are of one length. That both are looked at, one after the other, spares a check each below.
+        if let Some(iov) = self.iov.get_mut(tail)
+            && let Some(addr) = self.addr.get_mut(tail)
+        {
+            self.len = self.len.checked_add(len).ok_or(DmaError::Overflow { addr: segment.addr(), len })?;
+            *iov = segment.iovec();
+            *addr = segment.addr();
+            self.tail = tail + 1;
+            return Ok(());
+        }
+        self.append_to_full(segment, max)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn append_to_full(&mut self, segment: Segment, max: usize) -> Result<(), DmaError> {
+        self.make_room(max)?;
+        self.append(segment, max)
+    }
+
+    /// Makes room for one more segment, but never for more than `max`.
+    fn make_room(&mut self, max: usize) -> Result<(), DmaError> {
+        self.iov.copy_within(self.head..self.tail, 0);
+        self.addr.copy_within(self.head..self.tail, 0);
+        self.tail -= self.head;
+        self.head = 0;
+        if self.tail >= max {
             return Err(DmaError::TooManySegments { max });
         }
-        let len = segment.len();
-        self.len = self.len.checked_add(len).ok_or(DmaError::Overflow { addr: segment.addr(), len })?;
-        self.iov.push(segment.iovec());
-        self.addr.push(segment.addr());
+        if self.tail == self.iov.len() {
+            let room = (self.tail * 2).clamp(4, max.max(4)).min(max);
+            let mut iov = std::mem::take(&mut self.iov).into_vec();
+            iov.resize(room, IoVec::EMPTY);
+            self.iov = iov.into();
+            let mut addr = std::mem::take(&mut self.addr).into_vec();
+            addr.resize(room, HOST);
+            self.addr = addr.into();
+        }
         Ok(())
     }
 
     /// Takes back segments until `segments` and `len` bytes are left, after a failure half way.
     pub(super) fn rewind(&mut self, segments: usize, len: u64) {
-        self.iov.truncate(self.head + segments);
-        self.addr.truncate(self.head + segments);
+        self.tail = self.head + segments;
         self.len = len;
     }
 
@@ -160,6 +206,7 @@ impl Store {
     }
 
     fn borrow(&mut self, buffer: &Arc<HostBuffer>) {
+        self.holds = true;
         if !self.borrowed.iter().any(|held| Arc::ptr_eq(held, buffer)) {
             self.borrowed.push(Arc::clone(buffer));
         }
@@ -172,6 +219,7 @@ impl Store {
 
     /// A fresh piece of the own buffer, page aligned. A buffer that is too small is left to its segments.
     fn reserve(&mut self, len: usize) -> IoVec {
+        self.holds = true;
         let start = self.used.next_multiple_of(HostBuffer::ALIGN);
         if let Some(own) = &self.own
             && own.len().checked_sub(start).is_some_and(|room| len <= room)
@@ -197,7 +245,7 @@ impl Store {
         }
         let copy = self.reserve(guest as usize);
         let mut done = 0;
-        for index in self.head..self.iov.len() {
+        for index in self.head..self.tail {
             if self.addr[index] != HOST {
                 let piece = copy.slice(done, self.iov[index].len());
                 // SAFETY: the target lies in the own buffer, the source in a held map (the invariant).
@@ -208,8 +256,7 @@ impl Store {
             }
         }
         if done as u64 == self.len {
-            self.iov.truncate(self.head + 1);
-            self.addr.truncate(self.head + 1);
+            self.tail = self.head + 1;
             self.iov[self.head] = copy;
         }
         self.read_only = false;
@@ -224,7 +271,7 @@ impl Store {
 
     /// The bytes of a list that is one piece of its own, unshared buffer.
     pub(super) fn own_bytes(&mut self) -> Option<&mut [u8]> {
-        let &[piece] = &self.iov[self.head..] else { return None };
+        let &[piece] = self.iovecs() else { return None };
         let own = Arc::get_mut(self.own.as_mut()?)?;
         let start = piece.as_ptr().addr().checked_sub(own.memory().as_ptr().addr())?;
         own.as_mut_slice().get_mut(start..start.checked_add(piece.len())?)
@@ -232,7 +279,7 @@ impl Store {
 
     #[inline]
     pub(super) fn trim_front(&mut self, mut count: u64) {
-        while count > 0 && self.head < self.iov.len() {
+        while count > 0 && self.head < self.tail {
             let piece = self.iov[self.head];
             let cut = count.min(piece.len() as u64);
             self.len -= cut;
@@ -250,15 +297,14 @@ impl Store {
 
     #[inline]
     pub(super) fn trim_back(&mut self, mut count: u64) {
-        while count > 0 && self.head < self.iov.len() {
-            let last = self.iov.len() - 1;
+        while count > 0 && self.head < self.tail {
+            let last = self.tail - 1;
             let piece = self.iov[last];
             let cut = count.min(piece.len() as u64);
             self.len -= cut;
             count -= cut;
             if cut == piece.len() as u64 {
-                self.iov.truncate(last);
-                self.addr.truncate(last);
+                self.tail = last;
             } else {
                 self.iov[last] = piece.slice(0, piece.len() - cut as usize);
             }
@@ -291,15 +337,18 @@ impl Store {
 
     #[inline]
     fn hold_maps_of(&mut self, other: &Self) {
-        for map in other.map.iter().chain(&other.older) {
-            let held = |held: &Arc<MemoryMap>| Arc::ptr_eq(held, map);
-            if !self.map.as_ref().is_some_and(held) && !self.older.iter().any(held) {
-                match &self.map {
-                    None => self.map = Some(Arc::clone(map)),
-                    Some(_) => self.older.push(Arc::clone(map)),
-                }
+        for map in std::iter::once(&other.map).chain(&other.older) {
+            if !Arc::ptr_eq(&self.map, map) && !self.older.iter().any(|held| Arc::ptr_eq(held, map)) {
+                self.hold_map(map);
             }
         }
+    }
+
+    #[cold]
+    fn hold_map(&mut self, map: &Arc<MemoryMap>) {
+        let previous = std::mem::replace(&mut self.map, Arc::clone(map));
+        self.holds = true;
+        self.older.push(previous);
     }
 
     /// The segments of `offset .. offset + len`, the first and last cut to fit.
@@ -374,7 +423,8 @@ impl Store {
     /// in the maps the segments came from.
     pub(super) fn mark_dirty(&self, view: &DmaView, offset: u64, len: u64) {
         let current = view.map();
-        let others = || self.map.iter().chain(&self.older).filter(|map| !Arc::ptr_eq(map, current));
+        let others =
+            || std::iter::once(&self.map).chain(&self.older).filter(|map| !Arc::ptr_eq(map, current));
         if !current.dirty_logging() && !others().any(|map| map.dirty_logging()) {
             return;
         }

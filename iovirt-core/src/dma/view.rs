@@ -29,8 +29,7 @@ struct Hot {
 }
 
 impl Hot {
-    const EMPTY: Self =
-        Self { base: 0, readable: 0, writable: 0, host: IoVec::new(std::ptr::NonNull::dangling(), 0) };
+    const EMPTY: Self = Self { base: 0, readable: 0, writable: 0, host: IoVec::EMPTY };
 
     fn of(region: &Region) -> Self {
         let writable = if region.allows(Access::Write) { region.len() } else { 0 };
@@ -87,7 +86,7 @@ impl DmaView {
     }
 
     /// The segment for `len` bytes at the device's address `addr`, if it is one segment in the region used last:
-    /// the fast path of [`resolve`](DmaView::resolve).
+    /// the fast path of [`resolve`](DmaView::resolve). None for a length of zero.
     #[inline]
     pub(super) fn lookup(&self, addr: u64, len: u64, access: Access) -> Option<Segment> {
         let hot = self.hot.get();
@@ -96,10 +95,11 @@ impl DmaView {
             Access::Write => hot.writable,
         };
         let offset = addr.wrapping_sub(hot.base);
-        if offset >= limit || len > limit - offset {
+        // A length of zero wraps, and is no segment.
+        if offset >= limit || len.wrapping_sub(1) >= limit - offset {
             return None;
         }
-        Some(Segment::guest(addr, hot.host.slice(offset as usize, len as usize)))
+        Some(Segment::guest(addr, hot.host.part(offset as usize, len as usize)))
     }
 
     /// Finds the host memory of `len` bytes at the device's address `addr` and calls `each` for every
@@ -117,9 +117,7 @@ impl DmaView {
         access: Access,
         each: &mut impl FnMut(Segment),
     ) -> Result<(), DmaError> {
-        if len != 0
-            && let Some(segment) = self.lookup(addr, len, access)
-        {
+        if let Some(segment) = self.lookup(addr, len, access) {
             each(segment);
             return Ok(());
         }
@@ -129,13 +127,18 @@ impl DmaView {
         })
     }
 
-    /// Resolves a piece that must be contiguous in the guest and on the host, aligned to `align` bytes in both.
+    /// Resolves a piece that must be contiguous in the guest and on the host, aligned to `ALIGN` bytes in both.
     ///
     /// # Errors
     ///
-    /// [`DmaError`] as in [`resolve`](DmaView::resolve), or if the piece is not contiguous or not aligned.
-    pub fn map_area(&self, addr: u64, len: u64, align: u64, access: Access) -> Result<MappedArea, DmaError> {
-        MappedArea::resolve(self, addr, len, align, access)
+    /// [`DmaError`] as in [`resolve`](DmaView::resolve), or if the piece is empty, not contiguous or not aligned.
+    pub fn map_area<const ALIGN: usize>(
+        &self,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<MappedArea<ALIGN>, DmaError> {
+        MappedArea::resolve(self, addr, len, access)
     }
 
     /// Copies from guest memory.

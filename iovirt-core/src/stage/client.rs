@@ -132,6 +132,11 @@ impl<R: Request, T> Client<R, T> {
         self.queue.mode()
     }
 
+    /// Whether [`Client::begin`] would refuse.
+    pub fn is_full(&self) -> bool {
+        self.tags.available() == 0
+    }
+
     /// Requests that have not come home.
     pub fn in_flight(&self) -> usize {
         self.contexts.len()

@@ -180,7 +180,19 @@ impl Worker {
         self.core.now = self.core.clock.now();
         let result = action(&mut WorkerContext { core: &mut self.core, lane: SCRATCH });
         self.flush_ring();
+        if let Err(error) = self.announce() {
+            tracing::error!(%error, "a deadline was not armed because the host failed to time");
+        }
         result
+    }
+
+    /// Makes the descriptor readable now where a lane is ready, and at the next deadline.
+    fn announce(&mut self) -> io::Result<()> {
+        if self.gather() {
+            self.inbox.notify();
+        }
+        let deadline = self.next_deadline();
+        self.core.reactor.borrow_mut().arm(deadline, self.core.now)
     }
 
     fn step(&mut self, limit: Option<Duration>) -> io::Result<()> {
@@ -198,12 +210,7 @@ impl Worker {
             self.round();
             self.flush_ring();
         }
-        let left = self.gather();
-        if left {
-            self.inbox.notify();
-        }
-        let deadline = self.next_deadline();
-        self.core.reactor.borrow_mut().arm(deadline, self.core.now)
+        self.announce()
     }
 
     /// Polls the descriptor and marks who is ready.

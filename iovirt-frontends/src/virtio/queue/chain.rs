@@ -1,0 +1,190 @@
+//! One descriptor chain, resolved.
+
+use iovirt_core::dma::{Access, DmaView, MappedArea, SgLimits, SgList};
+
+use super::layout::{DESC_ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor};
+use super::{RingError, RingFeatures};
+
+/// The buffers of one chain: what the device reads, and what it writes, each as one stream of bytes. A
+/// device must not care how the driver cut them into descriptors (2.7.4).
+///
+/// Reused from one [`SplitQueue::pop`](super::SplitQueue::pop) to the next; it allocates only while it grows.
+/// Move the buffers of a request on with [`SgList::slice_into`].
+///
+/// # What is let pass
+///
+/// - A descriptor of no bytes adds nothing, and its address is not looked at. The specification neither
+///   forbids nor explains it.
+/// - Flags of a descriptor that have no meaning are ignored, as is `VIRTQ_DESC_F_WRITE` of one that refers to
+///   an indirect table (2.7.5.3.2).
+/// - An indirect table may have up to [`Chain::MAX_INDIRECT`] entries, or the queue size if that is more.
+///   A driver must not make chains longer than the queue size (2.7.5.3.1), but Linux does.
+/// - A chain may have no buffers of either kind.
+#[derive(Debug)]
+pub struct Chain {
+    readable: SgList,
+    writable: SgList,
+    /// The indirect table, while it is walked.
+    table: SgList,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Where descriptors come from, how many there are, and what they may be.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) area: MappedArea<DESC_ALIGN>,
+    pub(super) size: u16,
+    pub(super) features: RingFeatures,
+}
+
+impl Chain {
+    /// Most entries of an indirect table in a queue smaller than that.
+    pub const MAX_INDIRECT: u16 = 1024;
+
+    /// An empty chain.
+    pub fn new() -> Self {
+        // Every descriptor may lie across two regions. Memory is allocated as chains need it.
+        let limits = SgLimits { segments: 1 << 16, host_bytes: 0 };
+        let list = || SgList::with_limits(limits);
+        Self { readable: list(), writable: list(), table: list() }
+    }
+
+    /// What the device may read: all device-readable buffers in order.
+    #[inline]
+    pub fn readable(&self) -> &SgList {
+        &self.readable
+    }
+
+    /// What the device may write: all device-writable buffers in order.
+    #[inline]
+    pub fn writable(&self) -> &SgList {
+        &self.writable
+    }
+
+    /// The same, to write to it.
+    #[inline]
+    pub fn writable_mut(&mut self) -> &mut SgList {
+        &mut self.writable
+    }
+
+    /// Both, to read one while writing the other.
+    #[inline]
+    pub fn parts_mut(&mut self) -> (&mut SgList, &mut SgList) {
+        (&mut self.readable, &mut self.writable)
+    }
+
+    /// Empties it. Not needed between chains.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+    }
+
+    /// Resolves the chain that starts at `head`, which must be below the queue size.
+    #[inline]
+    pub(super) fn fill(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {
+        self.clear();
+        let mut index = head;
+        let mut order = Order { head, writing: false };
+        for _ in 0..table.size {
+            let descriptor = Descriptor::load(&table.area, index);
+            if descriptor.has(DESC_INDIRECT) {
+                self.follow(table, descriptor, order, view)?;
+                return self.check_len(head);
+            }
+            self.add(descriptor, &mut order, view)?;
+            if !descriptor.has(DESC_NEXT) {
+                return self.check_len(head);
+            }
+            index = descriptor.next();
+            if index >= table.size {
+                return Err(RingError::NextOutOfRange { next: index, size: table.size });
+            }
+        }
+        Err(RingError::Loop { head })
+    }
+
+    #[inline]
+    fn check_len(&self, head: u16) -> Result<(), RingError> {
+        let len = self.readable.len() + self.writable.len();
+        if len > u64::from(u32::MAX) {
+            return Err(RingError::TooLong { head, len });
+        }
+        Ok(())
+    }
+
+    /// Adds one buffer.
+    #[inline]
+    fn add(&mut self, descriptor: Descriptor, order: &mut Order, view: &DmaView) -> Result<(), RingError> {
+        let len = u64::from(descriptor.len());
+        if descriptor.has(DESC_WRITE) {
+            order.writing = true;
+            self.writable.push(view, descriptor.addr(), len, Access::Write)?;
+        } else if order.writing {
+            return Err(RingError::ReadableAfterWritable { head: order.head });
+        } else {
+            self.readable.push(view, descriptor.addr(), len, Access::Read)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the buffers of an indirect table (2.7.5.3), read entry by entry, each once.
+    #[inline(never)]
+    fn follow(
+        &mut self,
+        table: &Table,
+        indirect: Descriptor,
+        mut order: Order,
+        view: &DmaView,
+    ) -> Result<(), RingError> {
+        let entries = check_indirect(table, indirect)?;
+        self.table.clear();
+        self.table.push(view, indirect.addr(), u64::from(indirect.len()), Access::Read)?;
+        let mut index = 0;
+        for _ in 0..entries {
+            let mut bytes = [0; DESC_SIZE as usize];
+            self.table.copy_to(DESC_SIZE * u64::from(index), &mut bytes)?;
+            let descriptor = Descriptor::from_bytes(bytes);
+            if descriptor.has(DESC_INDIRECT) {
+                return Err(RingError::IndirectNested);
+            }
+            self.add(descriptor, &mut order, view)?;
+            if !descriptor.has(DESC_NEXT) {
+                return Ok(());
+            }
+            index = descriptor.next();
+            if index >= entries {
+                return Err(RingError::NextOutOfRange { next: index, size: entries });
+            }
+        }
+        Err(RingError::Loop { head: order.head })
+    }
+}
+
+/// The state of a walk: readable buffers come before writable ones (2.7.4.2).
+#[derive(Debug, Clone, Copy)]
+struct Order {
+    head: u16,
+    writing: bool,
+}
+
+/// The number of entries of an indirect table.
+fn check_indirect(table: &Table, indirect: Descriptor) -> Result<u16, RingError> {
+    if !table.features.indirect {
+        return Err(RingError::IndirectNotNegotiated);
+    }
+    if indirect.has(DESC_NEXT) {
+        return Err(RingError::IndirectWithNext);
+    }
+    let max = u32::from(table.size.max(Chain::MAX_INDIRECT)) * DESC_SIZE as u32;
+    let len = indirect.len();
+    if len == 0 || len > max || !len.is_multiple_of(DESC_SIZE as u32) {
+        return Err(RingError::IndirectTableSize { len });
+    }
+    Ok((len / DESC_SIZE as u32) as u16)
+}
