@@ -45,7 +45,7 @@ fn a_queue_that_is_dropped_leaves_memory_to_the_host() {
         for (engine, inline, uring) in engines() {
             let folder = folder();
             let path = image(&folder, SIZE);
-            let config = FileConfig { engine, inline, direct, ..FileConfig::new(&path) };
+            let config = FileConfig { direct, engine, inline, ..FileConfig::new(&path) };
             let backend = FileBackend::open(config).expect("a back-end");
             for _ in 0..10 {
                 let mut rig = Rig::with_policy(&backend, uring).expect("a queue");
@@ -106,8 +106,7 @@ fn a_disk_grows_and_shrinks_under_its_guest() {
                 worker.run_within(Duration::from_millis(20)).expect("run");
                 worker.with_context(|cx| queue.poll(cx, &mut done));
             }
-            let output = done.drain().next().expect("one").output;
-            output
+            done.drain().next().map(|completion| completion.output).expect("one")
         };
         assert_eq!(write_end(SIZE), BlockOutput::Failed(BlockError::OutOfRange));
         assert_eq!(control.resize(2 * SIZE).expect("grows"), 2 * SIZE);
