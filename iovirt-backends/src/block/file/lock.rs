@@ -9,6 +9,9 @@
 //! of the last two; as a reader it uses the permission to read and allows others only that. All locks are taken before any
 //! is looked for, so of two that come at once at most one gets in (and perhaps none). A program that locks the whole file
 //! is in conflict with all of this too.
+//!
+//! QEMU's tools forbid nothing when they only read a raw image (`qemu-img info`), so they get in beside a writer, ours as
+//! well as theirs.
 
 use super::config::{FileAccess, FileConfig, Lock};
 use super::sys::{self, ByteLock};

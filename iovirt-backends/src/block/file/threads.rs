@@ -177,11 +177,33 @@ impl PoolClient {
         }
     }
 
+    fn is_ours(&self, job: &Job) -> bool {
+        Arc::ptr_eq(&job.home, &self.home)
+    }
+
     /// Takes what is done; `into` is empty and becomes the next outbox.
     #[inline]
     pub(super) fn reap(&mut self, into: &mut Vec<Finished>) {
         if self.home.any.load(Ordering::Relaxed) && self.home.any.swap(false, Ordering::SeqCst) {
             std::mem::swap(&mut *lock(&self.home.done), into);
         }
+    }
+}
+
+impl Drop for PoolClient {
+    /// What no thread has begun is never done. What is under way keeps its memory until it is.
+    fn drop(&mut self) {
+        let mut cancelled = Vec::new();
+        let mut jobs = lock(&self.pool.shared.jobs);
+        for _ in 0..jobs.list.len() {
+            match jobs.list.pop_front() {
+                Some(job) if self.is_ours(&job) => cancelled.push(job),
+                Some(job) => jobs.list.push_back(job),
+                None => break,
+            }
+        }
+        drop(jobs);
+        // Dropping a request tells its owner, who may be anybody: not under the lock.
+        drop(cancelled);
     }
 }

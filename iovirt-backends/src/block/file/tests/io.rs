@@ -11,7 +11,7 @@ fn each_engine(mut test: impl FnMut(&Path, &mut Rig)) {
         for cache in [Cache::WriteThrough, Cache::WriteBack, Cache::UnsafeIgnoreFlush] {
             for (engine, inline, uring) in engines() {
                 let path = image(&folder, SIZE);
-                let config = FileConfig { engine, inline, cache, ..FileConfig::new(&path) };
+                let config = FileConfig { cache, engine, inline, ..FileConfig::new(&path) };
                 let backend = FileBackend::open(config).expect("a back-end");
                 test(&path, &mut Rig::with_policy(&backend, uring).expect("a queue"));
             }

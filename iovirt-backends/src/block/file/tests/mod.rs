@@ -1,5 +1,6 @@
 //! Tests against the host's real files, devices and tools.
 
+mod conformance;
 mod direct;
 mod errors;
 mod io;
