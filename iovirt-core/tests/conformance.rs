@@ -89,6 +89,7 @@ fn rule_of(sabotage: Sabotage) -> Option<&'static str> {
         Sabotage::ReadsShort | Sabotage::RepeatsSegment | Sabotage::WritesBeside => "data/model",
         Sabotage::ZeroesNothing => "zeroes/write-zeroes",
         Sabotage::DiscardsBeside => "zeroes/discard",
+        Sabotage::ForgetsToWake => "wakes/completions",
         Sabotage::AcceptsUnsupported => "caps/unsupported",
         // These show after a loss of power only.
         _ => return None,

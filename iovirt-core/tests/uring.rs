@@ -17,7 +17,7 @@ use std::time::Duration;
 fn worker(entries: u32) -> Option<Worker> {
     let config = WorkerConfig { uring: UringPolicy::Auto { entries }, ..WorkerConfig::default() };
     let mut worker = Worker::new(config).unwrap();
-    if worker.with_context(|cx| cx.uring()).is_none() {
+    if worker.with_context(WorkerContext::uring).is_none() {
         eprintln!("io_uring is not available on this host: nothing was tested");
         return None;
     }
@@ -25,7 +25,7 @@ fn worker(entries: u32) -> Option<Worker> {
 }
 
 fn client(worker: &mut Worker) -> UringClient {
-    worker.with_context(|cx| cx.uring()).unwrap()
+    worker.with_context(WorkerContext::uring).unwrap()
 }
 
 /// Runs until `enough`, and fails instead of hanging.
