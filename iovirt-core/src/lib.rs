@@ -25,7 +25,7 @@
 //! | [`dma`] | guest memory: the only way to touch it |
 //! | [`worker`] | who runs it all: one thread, one pollable file descriptor |
 //! | [`pipeline`] | putting stages together, static or boxed; events and control handles |
-//! | [`irq`], [`doorbell`], [`state`], [`error`] | interrupts, doorbells, saved state, errors |
+//! | [`irq`], [`doorbell`], [`state`], [`error`], [`log`] | interrupts, doorbells, saved state, errors, a limit on log lines |
 //!
 //! # Example
 //!
@@ -69,6 +69,7 @@ pub mod error;
 pub mod frontend;
 pub mod interposer;
 pub mod irq;
+pub mod log;
 pub mod pipeline;
 pub mod request;
 pub mod scheduler;

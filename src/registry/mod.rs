@@ -48,7 +48,10 @@ pub use row::{Family, KeyInfo, Maturity, Need, StageInfo, StageKind, StageRow, V
 use crate::describe::{Chain, DescribeError, DescribeErrorKind, Description, Node, Place, StageSpec};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::BlockRequest;
+use iovirt_frontends::virtio::VirtioDevice;
+use iovirt_frontends::virtio::blk::{BlkConfig, VirtioBlk};
 use row::Build;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// The stages that a description can name; see the [module](self).
@@ -123,6 +126,23 @@ impl Registry {
     /// Where it is no front-end, or a key or a value is none that it has.
     pub fn frontend_options<'a>(&'a self, spec: &'a StageSpec) -> Result<Options<'a>, DescribeError> {
         Options::check(self.expect(spec, StageKind::FrontEnd)?.info(), spec)
+    }
+
+    /// Builds a virtio device and what is below it, for any transport.
+    ///
+    /// # Errors
+    /// As [`Registry::build_block`], and where the front-end is not a virtio device of this build or refuses its options.
+    pub fn build_virtio(&self, description: &Description) -> Result<Arc<dyn VirtioDevice>, DescribeError> {
+        self.check(description)?;
+        let spec = &description.frontend;
+        let options = self.frontend_options(spec)?;
+        if spec.name() != BlkConfig::INFO.name {
+            let kind = DescribeErrorKind::Unavailable { stage: spec.name().into() };
+            return Err(DescribeError::new(spec.place(), kind));
+        }
+        let config = BlkConfig::from_options(&options)?;
+        let disk = VirtioBlk::new(config, self.build_block(&description.below)?);
+        Ok(Arc::new(disk.map_err(|error| options.refused(error))?))
     }
 
     /// Builds what is below a block device, through [`Pipeline::boxed`].

@@ -1,0 +1,194 @@
+//! Range locks: who may change which bytes of a disk, over all its queues.
+
+use iovirt_core::Tag;
+use iovirt_core::worker::LaneWaker;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How a range is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Beside others that share it.
+    Shared,
+    /// Alone.
+    Exclusive,
+}
+
+/// A range that is held or waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket(usize);
+
+/// The ranges of one back-end. First come, first served where ranges overlap.
+#[derive(Debug, Default)]
+pub(super) struct RangeLocks {
+    table: Mutex<Table>,
+}
+
+/// The table, for a batch of changes under one lock.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    entries: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    clients: Vec<Option<ClientState>>,
+    next: u64,
+    exclusive: usize,
+    waiting: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    range: Range<u64>,
+    hold: Hold,
+    granted: bool,
+    /// Position in the order of arrival.
+    number: u64,
+    client: usize,
+    tag: Tag,
+}
+
+#[derive(Debug)]
+struct ClientState {
+    granted: Vec<Tag>,
+    any: Arc<AtomicBool>,
+    waker: LaneWaker,
+}
+
+/// The place of one queue.
+#[derive(Debug)]
+pub(super) struct LockClient {
+    locks: Arc<RangeLocks>,
+    id: usize,
+    any: Arc<AtomicBool>,
+}
+
+impl RangeLocks {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a queue with room for that many ranges; `waker` is woken when a range that was waited for is granted.
+    pub(super) fn client(self: &Arc<Self>, waker: LaneWaker, room: usize) -> LockClient {
+        let any = Arc::new(AtomicBool::new(false));
+        let state = ClientState { granted: Vec::with_capacity(room), any: any.clone(), waker };
+        let mut table = self.table();
+        table.entries.reserve(room);
+        table.free.reserve(room);
+        let id = match table.clients.iter().position(Option::is_none) {
+            Some(free) => {
+                table.clients[free] = Some(state);
+                free
+            }
+            None => {
+                table.clients.push(Some(state));
+                table.clients.len() - 1
+            }
+        };
+        LockClient { locks: self.clone(), id, any }
+    }
+
+    /// Lets go of a range without being a client, for one that is gone.
+    pub(super) fn release(&self, ticket: Ticket) {
+        self.table().release(ticket);
+    }
+}
+
+impl LockClient {
+    /// The table, for this client's batch.
+    pub(super) fn batch(&self) -> MutexGuard<'_, Table> {
+        self.locks.table()
+    }
+
+    /// Asks for a range: true where it is granted now. Otherwise [`LockClient::granted`] names the tag later.
+    pub(super) fn ask(&self, table: &mut Table, range: Range<u64>, hold: Hold, tag: Tag) -> (Ticket, bool) {
+        table.ask(range, hold, self.id, tag)
+    }
+
+    /// Whether ranges were granted that were waited for.
+    pub(super) fn has_granted(&self) -> bool {
+        self.any.load(Ordering::Relaxed) && self.any.swap(false, Ordering::SeqCst)
+    }
+
+    /// Moves the tags of such ranges to the end of `into`.
+    pub(super) fn granted(&self, table: &mut Table, into: &mut Vec<Tag>) {
+        if let Some(state) = &mut table.clients[self.id] {
+            into.append(&mut state.granted);
+        }
+    }
+
+    pub(super) fn locks(&self) -> &Arc<RangeLocks> {
+        &self.locks
+    }
+}
+
+impl Drop for LockClient {
+    fn drop(&mut self) {
+        self.locks.table().clients[self.id] = None;
+    }
+}
+
+impl Entry {
+    fn conflicts(&self, range: &Range<u64>, hold: Hold) -> bool {
+        (self.hold == Hold::Exclusive || hold == Hold::Exclusive)
+            && self.range.start < range.end
+            && range.start < self.range.end
+    }
+}
+
+impl Table {
+    fn ask(&mut self, range: Range<u64>, hold: Hold, client: usize, tag: Tag) -> (Ticket, bool) {
+        let free_of_conflict = self.exclusive == 0 && hold == Hold::Shared;
+        let granted =
+            free_of_conflict || !self.entries.iter().flatten().any(|entry| entry.conflicts(&range, hold));
+        let entry = Entry { range, hold, granted, number: self.next, client, tag };
+        self.next += 1;
+        self.exclusive += usize::from(hold == Hold::Exclusive);
+        self.waiting += usize::from(!granted);
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.entries[index] = Some(entry);
+                index
+            }
+            None => {
+                self.entries.push(Some(entry));
+                self.entries.len() - 1
+            }
+        };
+        (Ticket(index), granted)
+    }
+
+    /// Lets go of a range, held or waited for.
+    pub(super) fn release(&mut self, ticket: Ticket) {
+        let Some(gone) = self.entries[ticket.0].take() else { return };
+        self.free.push(ticket.0);
+        self.exclusive -= usize::from(gone.hold == Hold::Exclusive);
+        self.waiting -= usize::from(!gone.granted);
+        if self.waiting == 0 {
+            return;
+        }
+        for index in 0..self.entries.len() {
+            let Some(entry) = &self.entries[index] else { continue };
+            if !entry.granted && entry.conflicts(&gone.range, gone.hold) && self.may_go(entry) {
+                self.grant(index);
+            }
+        }
+    }
+
+    /// Whether nobody who came before is in the way.
+    fn may_go(&self, entry: &Entry) -> bool {
+        let mut before = self.entries.iter().flatten().filter(|other| other.number < entry.number);
+        !before.any(|other| other.conflicts(&entry.range, entry.hold))
+    }
+
+    fn grant(&mut self, index: usize) {
+        let Some(entry) = &mut self.entries[index] else { return };
+        entry.granted = true;
+        self.waiting -= 1;
+        if let Some(client) = &mut self.clients[entry.client] {
+            client.granted.push(entry.tag);
+            if !client.any.swap(true, Ordering::SeqCst) {
+                client.waker.wake();
+            }
+        }
+    }
+}
