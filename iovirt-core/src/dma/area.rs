@@ -104,6 +104,10 @@ impl<const ALIGN: usize> MappedArea<ALIGN> {
     }
 
     /// Stores two neighbouring little-endian `u32` at `offset`, relaxed and each by itself: a used element.
+    ///
+    /// # Panics
+    ///
+    /// As the other accessors, where the offset is out of range or misaligned.
     #[inline]
     pub fn store_u32_pair(&self, offset: usize, values: [u32; 2]) {
         const { assert!(size_of::<u32>() <= ALIGN) };

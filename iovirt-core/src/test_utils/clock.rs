@@ -35,6 +35,10 @@ impl Clock for VirtualClock {
     fn now(&self) -> Time {
         Time::from_nanos(self.nanos.load(Ordering::SeqCst))
     }
+
+    fn runs(&self) -> bool {
+        false
+    }
 }
 
 /// Turns after which [`Simulation::settle`] gives up on a worker that never comes to rest.

@@ -191,8 +191,10 @@ impl<R: Request> ManualHandle<R> {
         let lost = {
             let mut state = self.shared.lock();
             let Some((queue, at)) = state.find(id.into()) else { return false };
+            queue.waker.wake();
             queue.requests.remove(at)
         };
+        // Outside the lock: dropping a request wakes whoever waits for it.
         drop(lost);
         true
     }
@@ -342,7 +344,8 @@ impl<R: Request> Queue<R> for ManualQueue<R> {
         });
     }
 
-    fn drain(&mut self, _: &mut WorkerContext<'_>) {
+    fn drain(&mut self, cx: &mut WorkerContext<'_>) {
+        cx.run_again();
         self.with(|queue| {
             queue.calls.drains += 1;
             queue.draining = true;

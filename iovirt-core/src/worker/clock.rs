@@ -55,6 +55,12 @@ impl fmt::Debug for Time {
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The time now; never less than before.
     fn now(&self) -> Time;
+
+    /// Whether time passes by itself. Where it does not, a worker arms no timer of the host, which would fire again and
+    /// again without the time having come: whoever moves the clock runs the worker.
+    fn runs(&self) -> bool {
+        true
+    }
 }
 
 /// The host's monotonic clock.

@@ -191,7 +191,7 @@ impl Worker {
         if self.gather() {
             self.inbox.notify();
         }
-        let deadline = self.next_deadline();
+        let deadline = if self.core.clock.runs() { self.next_deadline() } else { None };
         self.core.reactor.borrow_mut().arm(deadline, self.core.now)
     }
 
@@ -262,7 +262,12 @@ impl Worker {
             match lane.turn(&mut WorkerContext { core: &mut self.core, lane: index }) {
                 Turn::Idle => {}
                 Turn::Again => self.core.lanes[index].ready = true,
-                Turn::Finished => self.lanes[index] = None,
+                Turn::Finished => {
+                    self.lanes[index] = None;
+                    // What it asked for in its last turn is nobody's wish any more.
+                    self.core.lanes[index].deadline = None;
+                    self.core.lanes[index].ready = false;
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The worker's io_uring: one ring for all lanes, so that one system call submits what a whole round put into it.
 
 use super::reactor::Reactor;
-use io_uring::{IoUring, squeue};
+use io_uring::{IoUring, squeue, types};
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
@@ -179,6 +179,14 @@ impl Drop for Uring {
     fn drop(&mut self) {
         // The kernel may still write to memory that entries in flight point to: it goes only after the last of them.
         while self.in_flight > 0 {
+            // A read of a socket or a pipe may never end by itself. Kernels before 6.0 cannot cancel this way: with them the
+            // stage must not leave such reads behind.
+            self.flush();
+            let _ = self.ring.submitter().register_sync_cancel(None, types::CancelBuilder::any());
+            self.collect();
+            if self.in_flight == 0 {
+                return;
+            }
             if let Err(error) = self.ring.submit_and_wait(1)
                 && error.kind() != io::ErrorKind::Interrupted
                 && error.raw_os_error() != Some(libc::EBUSY)

@@ -19,8 +19,8 @@ pub const RULES: [(&str, Durability, bool); 3] = [
 /// The rule of an honest stack: what is durable below is not called less than durable above, and the reverse.
 pub const HONEST: &str = "durability/honest";
 
-/// Logical blocks of a disk.
-const BLOCKS: u64 = 128;
+/// Kibibytes of a disk.
+const KIBIBYTES: u64 = 256;
 
 /// A stack above a disk that loses power.
 pub type StackFactory<'a> = dyn Fn(BoxBackend<BlockRequest>) -> BoxBackend<BlockRequest> + 'a;
@@ -43,7 +43,7 @@ fn run_on(stack: &StackFactory<'_>, profile: &Profile, sabotage: Option<Sabotage
     let mut report = Report::new(&profile);
     report.add(&profile, HONEST, || honest(stack));
     for (rule, durability, fua) in RULES {
-        let capacity = BLOCKS * 4096;
+        let capacity = KIBIBYTES << 10;
         let mut config = PowerLossConfig::new(capacity).durability(durability).fua(fua);
         config.sabotage = sabotage;
         report.add(&profile, rule, || cuts(stack, &config, &profile));
@@ -53,7 +53,7 @@ fn run_on(stack: &StackFactory<'_>, profile: &Profile, sabotage: Option<Sabotage
 
 /// A stack over a disk that promises nothing promises nothing.
 fn honest(stack: &StackFactory<'_>) -> Result<u64, String> {
-    let disk = PowerLossDisk::boxed(PowerLossConfig::new(BLOCKS * 4096).durability(Durability::Unsafe));
+    let disk = PowerLossDisk::boxed(PowerLossConfig::new(KIBIBYTES << 10).durability(Durability::Unsafe));
     let caps = stack(disk).caps();
     ensure!(
         caps.durability == Durability::Unsafe,

@@ -2,7 +2,7 @@
 //!
 //! | function | for | rules |
 //! |---|---|---|
-//! | [`run`] | any back-end, any stack | [`ranges`], [`once`], [`data`], [`caps`], [`zeroes`], [`drain`], [`dropping`] |
+//! | [`run`] | any back-end, any stack | [`ranges`], [`once`], [`wakes`], [`data`], [`caps`], [`zeroes`], [`drain`], [`dropping`] |
 //! | [`durability()`] | a stage over a [`PowerLossDisk`](super::PowerLossDisk) | [`durability`](mod@durability) |
 //! | [`transparency()`] | a stage that says it changes nothing | [`transparency`](mod@transparency) |
 //!
@@ -25,6 +25,7 @@ pub mod once;
 pub mod ranges;
 mod report;
 pub mod transparency;
+pub mod wakes;
 pub mod zeroes;
 
 pub use durability::run as durability;
@@ -123,8 +124,17 @@ pub type Rule = (&'static str, fn(&mut Bench<'_>) -> Result<u64, String>);
 
 /// All rules of [`run`], in the order in which they run.
 pub fn rules() -> Vec<Rule> {
-    [caps::RULES, ranges::RULES, data::RULES, zeroes::RULES, once::RULES, drain::RULES, dropping::RULES]
-        .concat()
+    let groups = [
+        caps::RULES,
+        ranges::RULES,
+        data::RULES,
+        zeroes::RULES,
+        once::RULES,
+        wakes::RULES,
+        drain::RULES,
+        dropping::RULES,
+    ];
+    groups.concat()
 }
 
 /// Runs every rule on fresh stacks.

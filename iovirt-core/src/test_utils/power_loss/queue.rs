@@ -130,13 +130,14 @@ impl Queue<BlockRequest> for PowerLossQueue {
         if self.has(Sabotage::SwapsTags) {
             Self::swap_tags(done, mark);
         }
-        if !self.pending.is_empty() {
+        if !self.pending.is_empty() && !self.has(Sabotage::ForgetsToWake) {
             cx.run_again();
         }
     }
 
-    fn drain(&mut self, _: &mut WorkerContext<'_>) {
+    fn drain(&mut self, cx: &mut WorkerContext<'_>) {
         self.draining = true;
+        cx.run_again();
         self.drained = true;
     }
 

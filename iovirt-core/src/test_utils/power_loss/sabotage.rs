@@ -19,6 +19,8 @@ pub enum Sabotage {
     LosesRequests,
     /// Every tenth request stays in flight for ever.
     StallsRequests,
+    /// Does not wake its lane for the requests that it has left.
+    ForgetsToWake,
     /// Every tenth request completes a second time, forged.
     CompletesTwice,
     /// Two requests come home with each other's tags.
@@ -60,6 +62,7 @@ impl Sabotage {
         Self::CachesWrites,
         Self::LosesRequests,
         Self::StallsRequests,
+        Self::ForgetsToWake,
         Self::CompletesTwice,
         Self::SwapsTags,
         Self::AcceptsOutOfRange,
