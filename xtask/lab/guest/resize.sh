@@ -5,7 +5,7 @@ expect "mounted" mount -t ext4 -o rw /dev/vda /mnt
 expect "64 MiB at first" [ "$(cat /sys/block/vda/size)" = 131072 ]
 echo "guest: ready to be resized"
 waited=0
-while [ "$(cat /sys/block/vda/size)" = 131072 ] && [ $waited -lt 300 ]; do
+while [ "$(cat /sys/block/vda/size)" = 131072 ] && [ $waited -lt 600 ]; do
 	echo "still here" >>/mnt/log
 	usleep 100000
 	waited=$((waited + 1))

@@ -24,7 +24,7 @@ pub(super) const CASE: Case = Case {
 
 const SIZE: usize = 64 << 20;
 /// How much each processor writes, at the start of its half.
-const WRITTEN: usize = 4 << 20;
+const WRITTEN: usize = 1 << 20;
 
 fn prepare(_: &Parts, folder: &Path) -> Result<()> {
     write(&folder.join("two.img"), noise(9, SIZE))

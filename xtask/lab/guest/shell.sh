@@ -1,0 +1,2 @@
+# A person at the console.
+setsid cttyhack sh
