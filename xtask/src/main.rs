@@ -1,3 +1,42 @@
-//! Development commands of iovirt: `cargo xtask <command>`.
+//! Development commands of iovirt: `cargo xtask test` checks everything, `cargo xtask lab` runs our devices under a
+//! real KVM against the drivers of a stock Linux kernel. Each says more with `--help`.
 
-fn main() {}
+mod cmd;
+mod error;
+mod lab;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Development commands of iovirt.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Set up what is needed and run every check of the project.
+    Test(test::Options),
+    /// Run our VMM under a real KVM with a stock Linux kernel as its guest.
+    Lab(lab::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Test(options) => test::run(&options),
+        Command::Lab(options) => lab::run(&options),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

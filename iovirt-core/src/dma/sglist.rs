@@ -410,6 +410,23 @@ impl SgList {
         Ok(())
     }
 
+    // Moving on
+
+    /// Exchanges what two lists hold; each keeps its limits, its pool and its tag. This is how the buffers of a popped
+    /// chain become those of a request without being copied.
+    ///
+    /// # Errors
+    ///
+    /// [`DmaError::TooManySegments`] if `other` holds more segments than this list may; nothing has moved then.
+    #[inline]
+    pub fn swap_segments(&mut self, other: &mut Self) -> Result<(), DmaError> {
+        if other.segments().len() > self.limits.segments {
+            return Err(DmaError::TooManySegments { max: self.limits.segments });
+        }
+        std::mem::swap(&mut self.store, &mut other.store);
+        Ok(())
+    }
+
     // Being lost
 
     /// From now on, dropping the list reports `tag` to its pool.

@@ -184,6 +184,21 @@ impl SplitQueue {
         Ok(Some(Head(head)))
     }
 
+    /// Takes a chain once more that was taken and not returned before the queue was saved.
+    ///
+    /// # Errors
+    ///
+    /// As for [`SplitQueue::pop`].
+    pub fn reread(&mut self, view: &DmaView, head: Head, chain: &mut Chain) -> Result<(), RingError> {
+        self.refresh(view)?;
+        let size = self.config.size;
+        if head.0 >= size {
+            return Err(self.fail(RingError::HeadOutOfRange { head: head.0, size }));
+        }
+        let table = Table { area: &self.areas.desc, size, features: self.features };
+        chain.fill(&table, head.0, view).map_err(|error| self.fail(error))
+    }
+
     /// Reads how far the driver is. True if there is something to take.
     #[inline(never)]
     fn load_avail_idx(&mut self, view: &DmaView) -> Result<bool, RingError> {

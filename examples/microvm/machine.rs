@@ -1,0 +1,291 @@
+//! The whole machine: built in two steps, so that devices can be put in between.
+//!
+//! ```text
+//! let mut machine = Machine::new(memory_size, vcpus)?;
+//! let slot = machine.slots.take()?;                                  // an address and an interrupt line
+//! machine.mmio.insert(slot.address, layout::MMIO_LEN, "virtio-blk", device)?;
+//! machine.vm.irqfd(&interrupt_event, slot.gsi)?;
+//! machine.vm.queue_doorbell(&queue_event, slot, 0)?;                 // for each queue
+//! let outcome = machine.run(&source)?;                               // until the guest ends
+//! ```
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Kvm;
+
+use crate::boot::{self, BootSource};
+use crate::bus::Bus;
+use crate::control::{Control, Stop};
+use crate::entry::Entry;
+use crate::error::MachineError;
+use crate::exits::{EXIT_KINDS, ExitReport, VcpuReport};
+use crate::layout::{SERIAL_GSI, Slots};
+use crate::power::{EXIT_PORT, ExitPort, I8042, I8042_PORT, PM_BASE, PM_LEN, PowerManagement};
+use crate::probe;
+use crate::rtc::{RTC_PORT, Rtc};
+use crate::serial::{COM1_LEN, COM1_PORT, SerialPort};
+use crate::terminal::RawTerminal;
+use crate::vcpu::{self, RunningVcpu, Vcpu};
+use crate::vm::{self, Vm};
+
+/// Signals that end the machine in good order.
+const ENDING_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+/// How long a vCPU gets to notice a kick before the next one.
+const KICK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// A machine under construction.
+pub(crate) struct Machine {
+    pub(crate) vm: Vm,
+    pub(crate) ports: Bus,
+    pub(crate) mmio: Bus,
+    pub(crate) slots: Slots,
+    pub(crate) control: Arc<Control>,
+    serial: Arc<SerialPort>,
+    signals: EndingSignals,
+    vcpus: u32,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) stop: Stop,
+    /// From the first instruction to the end.
+    pub(crate) ran: Duration,
+    pub(crate) exits: ExitReport,
+}
+
+impl Machine {
+    /// A machine with its fixed devices: serial port, clock, and the ways to end.
+    pub(crate) fn new(memory_size: u64, vcpus: u32) -> Result<Self, MachineError> {
+        let kvm = vm::open_kvm()?;
+        probe::runs_64_bit_guests(&kvm)?;
+        Self::on(kvm, memory_size, vcpus)
+    }
+
+    /// A machine on a KVM that can run it.
+    fn on(kvm: Kvm, memory_size: u64, vcpus: u32) -> Result<Self, MachineError> {
+        // Every thread that starts from here on inherits this, workers of devices too, so that the signals reach the
+        // one that waits for them, and the terminal is restored.
+        let signals = EndingSignals::block().map_err(MachineError::host("watch for signals"))?;
+        let vm = Vm::new(kvm, memory_size)?;
+        let limit = vm.vcpu_limit();
+        if vcpus == 0 || vcpus > limit {
+            return Err(MachineError::VcpuCount { asked: vcpus, limit });
+        }
+        let control = Arc::new(Control::new().map_err(MachineError::host("create the stop event"))?);
+        let line = vm.interrupt_line(SERIAL_GSI)?;
+        let serial = SerialPort::new(line, Box::new(io::stdout()))
+            .map_err(MachineError::host("create the serial port"))?;
+        let serial = Arc::new(serial);
+        let mut ports = Bus::default();
+        ports.insert(u64::from(COM1_PORT), COM1_LEN, "serial", Arc::clone(&serial) as _)?;
+        ports.insert(u64::from(RTC_PORT), 2, "rtc", Arc::new(Rtc::new()))?;
+        ports.insert(u64::from(I8042_PORT), 1, "i8042", Arc::new(I8042(Arc::clone(&control))))?;
+        ports.insert(u64::from(EXIT_PORT), 1, "exit", Arc::new(ExitPort(Arc::clone(&control))))?;
+        let power = PowerManagement::new(Arc::clone(&control));
+        ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::new(power))?;
+        Ok(Self { vm, ports, mmio: Bus::default(), slots: Slots::default(), control, serial, signals, vcpus })
+    }
+
+    /// Boots and runs until the guest, the user or a signal ends it.
+    pub(crate) fn run(self, source: &BootSource) -> Result<Outcome, MachineError> {
+        let memory = self.vm.memory();
+        let entry = boot::load(memory, self.vm.memory_size(), source, self.vcpus as u8, self.slots.taken())?;
+
+        let terminal = RawTerminal::enter().map_err(MachineError::host("switch the terminal to raw mode"))?;
+        let serial = Arc::clone(&self.serial);
+        let console = serial
+            .serve(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&self.control))
+            .map_err(MachineError::host("start the console's thread"))?;
+        let control = Arc::clone(&self.control);
+        let outcome = self.execute(entry, |signals| signals.wait_for_end(&control));
+        control.stop(Stop::Quit);
+        // It waits for the control's event, so it has ended or is about to.
+        let _ = console.join();
+        serial.flush();
+        drop(terminal);
+        outcome
+    }
+
+    /// Runs what is in memory, from `entry` until `wait` returns, which it does when the machine is to stop.
+    fn execute(self, entry: Entry, wait: impl FnOnce(&EndingSignals)) -> Result<Outcome, MachineError> {
+        let Self { vm, ports, mmio, control, signals, vcpus, .. } = self;
+        let processors =
+            (0..vcpus).map(|index| Vcpu::new(&vm, index, vcpus, entry)).collect::<Result<Vec<_>, _>>()?;
+        let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
+        vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
+        let started = Instant::now();
+        let mut running = Vec::new();
+        let mut failure = None;
+        for processor in processors {
+            match processor.start(Arc::clone(&ports), Arc::clone(&mmio), Arc::clone(&control)) {
+                Ok(vcpu) => running.push(vcpu),
+                Err(error) => {
+                    control.stop(Stop::Failed(error.to_string()));
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        wait(&signals);
+        let vcpus = running.into_iter().map(join).collect();
+        let ran = started.elapsed();
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let stop = control.cause().unwrap_or(Stop::Quit);
+        let vm_stats = vm.stats().map(|stats| stats.read()).unwrap_or_default();
+        let exits = ExitReport { vcpus, vm: vm_stats, ports: ports.exits(), mmio: mmio.exits() };
+        Ok(Outcome { stop, ran, exits })
+    }
+}
+
+/// Kicks a vCPU until its thread ends, and reads its counters.
+fn join(vcpu: RunningVcpu) -> VcpuReport {
+    while !vcpu.thread.is_finished() {
+        vcpu::kick(vcpu.thread.as_pthread_t());
+        thread::sleep(KICK_INTERVAL);
+    }
+    // A panic was caught and has become the cause of the stop.
+    let _ = vcpu.thread.join();
+    VcpuReport {
+        exits: EXIT_KINDS.iter().map(|(kind, name)| (*name, vcpu.counters.get(*kind))).collect(),
+        kvm: vcpu.stats.map(|stats| stats.read()).unwrap_or_default(),
+    }
+}
+
+/// The signals that ask this process to end, as something to wait for.
+struct EndingSignals(OwnedFd);
+
+impl EndingSignals {
+    fn block() -> io::Result<Self> {
+        let signals = vmm_sys_util::signal::create_sigset(&ENDING_SIGNALS)
+            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        // SAFETY: the set is initialised, and the old one is not asked for.
+        let error =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        // SAFETY: the set is initialised; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &raw const signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Returns when the machine is to stop; a signal makes it stop.
+    fn wait_for_end(&self, control: &Control) {
+        while !control.stopping() {
+            let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            let mut fds = [watch(self.0.as_raw_fd()), watch(control.as_raw_fd())];
+            // SAFETY: the pointer and the count describe an array that lives until poll returns.
+            unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+            if let Some(signal) = self.take() {
+                control.stop(Stop::Signal(signal));
+            }
+        }
+    }
+
+    fn take(&self) -> Option<i32> {
+        let mut info = std::mem::MaybeUninit::<libc::signalfd_siginfo>::zeroed();
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the buffer is as long as the size says.
+        let got = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) };
+        // SAFETY: a signalfd gives whole records only, and all zeroes would be a valid one besides.
+        (got == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::bus::BusDevice;
+    use crate::entry;
+    use crate::layout::MMIO_LEN;
+
+    /// Remembers what was written, and answers with a constant.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<(u64, Vec<u8>)>>);
+
+    impl BusDevice for Recorder {
+        fn read(&self, _offset: u64, data: &mut [u8]) {
+            data.fill(0x5a);
+        }
+        fn write(&self, offset: u64, data: &[u8]) {
+            self.0.lock().unwrap().push((offset, data.to_vec()));
+        }
+    }
+
+    /// In 32-bit mode without paging, which every KVM runs.
+    const PROGRAM: [u8; 58] = [
+        0xbb, 0x50, 0x00, 0x00, 0xd0, // mov ebx, 0xd0000050
+        0xc7, 0x03, 0x01, 0x00, 0x00, 0x00, // mov dword [ebx], 1: the doorbell of queue 1
+        0xc7, 0x03, 0x02, 0x00, 0x00, 0x00, // mov dword [ebx], 2: a queue without one
+        0xbe, 0x00, 0x20, 0x00, 0x00, // mov esi, 0x2000
+        0xb9, 0x02, 0x00, 0x00, 0x00, // mov ecx, 2
+        0x66, 0xba, 0x00, 0x05, // mov dx, 0x500
+        0xf3, 0x66, 0x6f, // rep outsw
+        0x8b, 0x43, 0x04, // mov eax, [ebx + 4]
+        0xef, // out dx, eax
+        0x8b, 0x83, 0x00, 0x10, 0x00, 0x00, // mov eax, [ebx + 0x1000]: nobody's address
+        0xef, // out dx, eax
+        0xb0, 0x2a, // mov al, 42
+        0xe6, 0xf4, // out 0xf4, al
+        0xf4, // hlt
+        0xeb, 0xfd, // jmp to the hlt
+        0x90, 0x90, 0x90, 0x90, 0x90, 0x90, // nop
+    ];
+
+    #[test]
+    fn a_guest_reaches_devices_and_doorbells() {
+        let Ok(kvm) = vm::open_kvm() else {
+            eprintln!("skipped: no KVM here");
+            return;
+        };
+        let mut machine = Machine::on(kvm, 32 << 20, 2).unwrap();
+        let (mmio, port) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
+        let slot = machine.slots.take().unwrap();
+        machine.mmio.insert(slot.address, MMIO_LEN, "recorder", Arc::clone(&mmio) as _).unwrap();
+        machine.ports.insert(0x500, 4, "recorder", Arc::clone(&port) as _).unwrap();
+        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+        machine.vm.queue_doorbell(&doorbell, slot, 1).unwrap();
+        let memory = machine.vm.memory().clone();
+        memory.write_slice(&PROGRAM, GuestAddress(0x1000)).unwrap();
+        memory.write_slice(&[1, 2, 3, 4], GuestAddress(0x2000)).unwrap();
+        let entry = Entry::Pvh(0x1000);
+        entry::write_tables(&memory, entry).unwrap();
+
+        let control = Arc::clone(&machine.control);
+        let outcome = machine
+            .execute(entry, |_| {
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while !control.stopping() {
+                    assert!(Instant::now() < deadline, "the guest hangs");
+                    thread::sleep(Duration::from_millis(1));
+                }
+            })
+            .unwrap();
+        assert_eq!(outcome.stop, Stop::ExitPort(42));
+        assert_eq!(doorbell.read().unwrap(), 1);
+        assert_eq!(*mmio.0.lock().unwrap(), [(0x50, vec![2, 0, 0, 0])]);
+        let words = [vec![1, 2], vec![3, 4], vec![0x5a; 4], vec![0xff; 4]].map(|word| (0, word));
+        assert_eq!(*port.0.lock().unwrap(), words);
+        assert_eq!(outcome.exits.total("mmio-write"), 1);
+        assert_eq!(outcome.exits.total("mmio-read"), 2);
+        let window = &outcome.exits.mmio[0];
+        assert_eq!((window.reads, window.writes), (1, 1));
+    }
+}

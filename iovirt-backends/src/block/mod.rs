@@ -1,0 +1,24 @@
+//! Back-ends for block requests.
+//!
+//! | back-end | what it is | lives in |
+//! |---|---|---|
+//! | [`null`] | keeps nothing: for measuring what is above it | nothing |
+//! | [`memory`] | a sparse RAM disk | the host's memory |
+
+pub mod memory;
+pub mod null;
+
+mod finished;
+
+use iovirt_core::BackendError;
+use iovirt_core::request::block::SECTOR;
+
+/// Refuses a size that no disk can have.
+fn check_size(size: u64) -> Result<(), BackendError> {
+    if size == 0 || !size.is_multiple_of(SECTOR) || i64::try_from(size).is_err() {
+        return Err(BackendError::config(format!(
+            "a disk cannot have {size} bytes: the size is a multiple of {SECTOR}, above zero and below 2^63"
+        )));
+    }
+    Ok(())
+}

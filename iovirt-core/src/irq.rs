@@ -1,0 +1,180 @@
+//! Interrupts: how a device reaches the guest. The embedder supplies the way, a device only pulls it.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// A way to interrupt a guest. Called from worker threads and from vCPU threads; does not block.
+pub trait Interrupt: Send + Sync + fmt::Debug {
+    /// Raises it once (an edge).
+    fn trigger(&self);
+}
+
+/// An interrupt through an eventfd: registered as an irqfd it needs no exit of the guest.
+pub struct EventFdInterrupt {
+    event: EventFd,
+}
+
+impl EventFdInterrupt {
+    /// A new eventfd.
+    ///
+    /// # Errors
+    /// Where the host has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
+    }
+
+    /// An eventfd that exists already, such as one received over vhost-user.
+    pub fn from_event(event: EventFd) -> Self {
+        Self { event }
+    }
+
+    /// The descriptor, to be registered as an irqfd.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+}
+
+impl Interrupt for EventFdInterrupt {
+    fn trigger(&self) {
+        // The only failure is a counter at its end, and then an interrupt is pending already.
+        let _ = self.event.write(1);
+    }
+}
+
+impl fmt::Debug for EventFdInterrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EventFdInterrupt(fd {})", self.event.as_raw_fd())
+    }
+}
+
+/// A message-signalled interrupt: a write of `data` to `address` (PCI Local Bus 3.0, section 6.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsiMessage {
+    /// Where the message is written.
+    pub address: u64,
+    /// What is written.
+    pub data: u32,
+}
+
+/// Delivers message-signalled interrupts: an embedder's `KVM_SIGNAL_MSI`, say.
+pub trait MsiSink: Send + Sync {
+    /// Delivers one message.
+    fn signal(&self, message: MsiMessage);
+}
+
+/// An interrupt that is a message.
+pub struct MsiInterrupt {
+    message: MsiMessage,
+    sink: Arc<dyn MsiSink>,
+}
+
+impl MsiInterrupt {
+    /// That message, delivered by `sink`.
+    pub fn new(message: MsiMessage, sink: Arc<dyn MsiSink>) -> Self {
+        Self { message, sink }
+    }
+}
+
+impl Interrupt for MsiInterrupt {
+    fn trigger(&self) {
+        self.sink.signal(self.message);
+    }
+}
+
+impl fmt::Debug for MsiInterrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MsiInterrupt").field("message", &self.message).finish_non_exhaustive()
+    }
+}
+
+/// An interrupt that is a function call.
+pub struct CallbackInterrupt {
+    callback: Box<dyn Fn() + Send + Sync>,
+}
+
+impl CallbackInterrupt {
+    /// Calls `callback` for every interrupt, on the thread that raises it.
+    pub fn new(callback: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { callback: Box::new(callback) }
+    }
+}
+
+impl Interrupt for CallbackInterrupt {
+    fn trigger(&self) {
+        (self.callback)();
+    }
+}
+
+impl fmt::Debug for CallbackInterrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CallbackInterrupt")
+    }
+}
+
+/// An interrupt that only counts: for tests, and for the counters of a report.
+#[derive(Debug, Default)]
+pub struct CountingInterrupt {
+    raised: AtomicU64,
+    next: Option<Arc<dyn Interrupt>>,
+}
+
+impl CountingInterrupt {
+    /// Counts, and raises nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts, and raises `next`.
+    pub fn before(next: Arc<dyn Interrupt>) -> Self {
+        Self { raised: AtomicU64::new(0), next: Some(next) }
+    }
+
+    /// How often it was raised.
+    pub fn raised(&self) -> u64 {
+        self.raised.load(Ordering::Relaxed)
+    }
+}
+
+impl Interrupt for CountingInterrupt {
+    fn trigger(&self) {
+        self.raised.fetch_add(1, Ordering::Relaxed);
+        if let Some(next) = &self.next {
+            next.trigger();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_delivers() {
+        #[derive(Default)]
+        struct Sink(AtomicU64);
+        impl MsiSink for Sink {
+            fn signal(&self, message: MsiMessage) {
+                self.0.store(message.address + u64::from(message.data), Ordering::Relaxed);
+            }
+        }
+        let sink = Arc::new(Sink::default());
+        MsiInterrupt::new(MsiMessage { address: 0xfee0_0000, data: 7 }, sink.clone()).trigger();
+        assert_eq!(sink.0.load(Ordering::Relaxed), 0xfee0_0007);
+
+        let event = Arc::new(EventFdInterrupt::new().unwrap());
+        let counting = CountingInterrupt::before(event.clone());
+        counting.trigger();
+        counting.trigger();
+        assert_eq!(event.event().read().unwrap(), 2);
+        assert_eq!(counting.raised(), 2);
+
+        let called = Arc::new(CountingInterrupt::new());
+        let inner = called.clone();
+        CallbackInterrupt::new(move || inner.trigger()).trigger();
+        assert_eq!(called.raised(), 1);
+    }
+}

@@ -1,0 +1,19 @@
+//! Ways to write a stage, and the machinery that every stage needs so that none writes its own.
+//!
+//! | tier | for | write |
+//! |---|---|---|
+//! | hook | stats, throttle, firewall, capture, fault injection | [`HookStage`] and [`Hook`] |
+//! | full | what no tier fits | [`Backend`](crate::Backend), [`Queue`](crate::Queue), [`Interposer`](crate::Interposer) |
+//!
+//! Machinery: [`SlotTable`] (what a stage knows of each request in flight, by tag), [`TagPool`] (tags for a client that
+//! chooses its own), [`Client`] (the submitting side of a queue, as every front-end needs it).
+
+mod client;
+mod fua;
+mod hook;
+mod slots;
+
+pub use client::{Client, Finished};
+pub use fua::{EmulateFua, open_with_fua};
+pub use hook::{Flow, Held, Hook, HookLayer, HookStage, Hooked, HookedQueue, Return};
+pub use slots::{SlotTable, TagPool};

@@ -1,0 +1,40 @@
+//! The test kit: what a stage, a back-end or a device is tested with, here and by embedders.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`rng`] | a seeded generator; every test that chooses takes its seed from here and prints it |
+//! | [`clock`] | [`VirtualClock`], and [`Simulation`]: a worker in virtual time |
+//! | [`manual`] | [`ManualBackend`]: requests complete, fail, stall or vanish by command |
+//! | [`power_loss`] | [`PowerLossDisk`]: a disk with a volatile cache that loses power, honest or broken |
+//! | [`driver`], [`io`], [`guest`] | [`Driver`]: the submitting side, with guest memory in odd pieces |
+//! | [`workload`], [`oracle`], [`stamp`] | [`Workload`]: seeded load that knows what may be found, now and after a cut |
+//! | [`alloc`] | [`CountingAllocator`] |
+//! | [`conformance`] | the suite that every back-end and every stage runs |
+//!
+//! Everything that is random comes from a seed. A failure prints it; `IOVIRT_SEED` runs it again, and
+//! `IOVIRT_ROUNDS` makes a test longer or shorter.
+
+pub mod alloc;
+pub mod clock;
+pub mod conformance;
+pub mod driver;
+pub mod guest;
+pub mod io;
+pub mod manual;
+pub mod oracle;
+pub mod power_loss;
+pub mod rng;
+pub mod stamp;
+#[cfg(feature = "test-utils-virtio")]
+pub mod virtio;
+pub mod workload;
+
+pub use alloc::{AllocationCount, CountingAllocator, count_all_allocations, count_allocations};
+pub use clock::{Simulation, VirtualClock};
+pub use driver::{Driver, DriverError, Stuck};
+pub use guest::Shape;
+pub use io::{BlockIo, IoDone, IoId};
+pub use manual::{ManualBackend, ManualHandle};
+pub use power_loss::{PowerLossConfig, PowerLossDisk, PowerLossHandle, Sabotage};
+pub use rng::{Rng, rounds_or, seed_or};
+pub use workload::{Violation, Workload, WorkloadConfig};

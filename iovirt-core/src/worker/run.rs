@@ -1,0 +1,324 @@
+//! The worker itself.
+
+use super::clock::{Clock, MonotonicClock, Time};
+use super::context::{Core, LaneState, RingState, WorkerContext};
+use super::fd::duplicate;
+use super::lane::{Lane, LaneWaker, Turn};
+use super::reactor::Reactor;
+use super::uring::UringPolicy;
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// How a worker is made.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Where its time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Whether it may use io_uring.
+    pub uring: UringPolicy,
+    /// How many rounds over its ready lanes one [`Worker::run`] makes at most: the bound on how long it keeps the
+    /// embedder's event loop.
+    pub rounds: usize,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self { clock: Arc::new(MonotonicClock::new()), uring: UringPolicy::default(), rounds: 16 }
+    }
+}
+
+type LaneFactory = Box<dyn FnOnce(&mut WorkerContext<'_>) -> Option<Box<dyn Lane>> + Send>;
+
+/// What other threads leave for a worker.
+pub(super) struct Inbox {
+    wake: EventFd,
+    notified: AtomicBool,
+    stop: AtomicBool,
+    new_lanes: Mutex<Vec<LaneFactory>>,
+}
+
+impl Inbox {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            notified: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            new_lanes: Mutex::default(),
+        })
+    }
+
+    pub(super) fn notify(&self) {
+        if !self.notified.swap(true, Ordering::SeqCst) {
+            // The only failure is a counter at its end, and then the worker is awake already.
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+/// Reaches a worker from any thread.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    inbox: Arc<Inbox>,
+}
+
+impl WorkerHandle {
+    /// Makes a lane on the worker's thread: `make` runs there with the new lane's context, and reports for itself
+    /// where it gives `None`.
+    pub fn add_lane(
+        &self,
+        make: impl FnOnce(&mut WorkerContext<'_>) -> Option<Box<dyn Lane>> + Send + 'static,
+    ) {
+        self.inbox.new_lanes.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(make));
+        self.inbox.notify();
+    }
+
+    /// Asks the worker to drop its lanes and end. Requests in flight keep their memory until the host is done with it.
+    pub fn stop(&self) {
+        self.inbox.stop.store(true, Ordering::SeqCst);
+        self.inbox.notify();
+    }
+}
+
+impl fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerHandle").field("stop", &self.inbox.stop).finish_non_exhaustive()
+    }
+}
+
+/// Runs lanes on the thread that made it; see the [module](super).
+pub struct Worker {
+    // The lanes go first: what they leave in flight is waited for when the ring in `core` goes.
+    lanes: Vec<Option<Box<dyn Lane>>>,
+    core: Core,
+    fd: OwnedFd,
+    inbox: Arc<Inbox>,
+    rounds: usize,
+}
+
+/// The lane of [`Worker::with_context`]: it is nobody's.
+const SCRATCH: usize = 0;
+
+impl Worker {
+    /// A worker without lanes.
+    ///
+    /// # Errors
+    /// Where the host has no descriptor left.
+    pub fn new(config: WorkerConfig) -> io::Result<Self> {
+        let inbox = Arc::new(Inbox::new()?);
+        let reactor = Reactor::new(&inbox.wake)?;
+        let fd = duplicate(&reactor)?;
+        let core = Core {
+            now: config.clock.now(),
+            clock: config.clock,
+            reactor: Rc::new(RefCell::new(reactor)),
+            ring: RingState::new(config.uring),
+            lanes: Vec::new(),
+        };
+        let mut worker = Self { lanes: Vec::new(), core, fd, inbox, rounds: config.rounds.max(1) };
+        worker.reserve_lane();
+        Ok(worker)
+    }
+
+    /// Reaches this worker from any thread.
+    pub fn handle(&self) -> WorkerHandle {
+        WorkerHandle { inbox: self.inbox.clone() }
+    }
+
+    /// One step that does not block: what is ready, at most [`WorkerConfig::rounds`] rounds of it. Where more is left the
+    /// descriptor stays readable.
+    ///
+    /// # Errors
+    /// Where the host fails to poll or to time, which it does only when misused.
+    pub fn run(&mut self) -> io::Result<()> {
+        self.step(Some(Duration::ZERO))
+    }
+
+    /// The same, but waits first, at most for `limit`, until something is ready.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn run_within(&mut self, limit: Duration) -> io::Result<()> {
+        self.step(Some(limit))
+    }
+
+    /// Runs until [`WorkerHandle::stop`].
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn run_until_stopped(&mut self) -> io::Result<()> {
+        while !self.is_stopped() {
+            self.step(None)?;
+        }
+        self.lanes.clear();
+        Ok(())
+    }
+
+    /// Whether [`WorkerHandle::stop`] was called.
+    pub fn is_stopped(&self) -> bool {
+        self.inbox.stop.load(Ordering::SeqCst)
+    }
+
+    /// How many lanes there are.
+    pub fn lanes(&self) -> usize {
+        self.lanes.iter().flatten().count()
+    }
+
+    /// When a lane next wants a turn for the sake of time: what a simulation moves its virtual clock to.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.core.lanes.iter().filter_map(|lane| lane.deadline).min()
+    }
+
+    /// Runs `action` with a context that belongs to no lane: for driving a queue by hand.
+    pub fn with_context<T>(&mut self, action: impl FnOnce(&mut WorkerContext<'_>) -> T) -> T {
+        self.core.now = self.core.clock.now();
+        let result = action(&mut WorkerContext { core: &mut self.core, lane: SCRATCH });
+        self.flush_ring();
+        if let Err(error) = self.announce() {
+            tracing::error!(%error, "a deadline was not armed because the host failed to time");
+        }
+        result
+    }
+
+    /// Makes the descriptor readable now where a lane is ready, and at the next deadline.
+    fn announce(&mut self) -> io::Result<()> {
+        if self.gather() {
+            self.inbox.notify();
+        }
+        let deadline = self.next_deadline();
+        self.core.reactor.borrow_mut().arm(deadline, self.core.now)
+    }
+
+    fn step(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        let timeout_ms = match limit {
+            _ if self.has_ready() => 0,
+            None => -1,
+            // Rounded up, so that a short limit does not spin.
+            Some(limit) => i32::try_from(limit.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
+        };
+        self.collect(timeout_ms)?;
+        for round in 0..self.rounds {
+            if round > 0 && !self.gather() {
+                break;
+            }
+            self.round();
+            self.flush_ring();
+        }
+        self.announce()
+    }
+
+    /// Polls the descriptor and marks who is ready.
+    fn collect(&mut self, timeout_ms: i32) -> io::Result<()> {
+        let Core { reactor, lanes, ring, clock, now } = &mut self.core;
+        let ready = |lane: usize| {
+            if let Some(lane) = lanes.get_mut(lane) {
+                lane.ready = true;
+            }
+        };
+        let mut completions = false;
+        reactor.borrow_mut().wait(timeout_ms, ready, || completions = true)?;
+        *now = clock.now();
+        if completions && let RingState::Open(ring) = ring {
+            ring.borrow_mut().collect_for_lanes(|lane| {
+                if let Some(lane) = lanes.get_mut(lane) {
+                    lane.ready = true;
+                }
+            });
+        }
+        self.inbox.notified.store(false, Ordering::SeqCst);
+        self.accept_new();
+        self.gather();
+        Ok(())
+    }
+
+    /// Marks lanes that were woken or whose deadline has passed; whether any lane is ready.
+    fn gather(&mut self) -> bool {
+        let mut any = false;
+        for lane in &mut self.core.lanes {
+            lane.ready |= lane.waker.take() | lane.deadline.is_some_and(|deadline| deadline <= self.core.now);
+            any |= lane.ready;
+        }
+        any
+    }
+
+    fn has_ready(&self) -> bool {
+        self.core.lanes.iter().any(|lane| lane.ready)
+    }
+
+    fn round(&mut self) {
+        for index in 0..self.lanes.len() {
+            let state = &mut self.core.lanes[index];
+            if !std::mem::take(&mut state.ready) {
+                continue;
+            }
+            state.deadline = None;
+            let Some(lane) = &mut self.lanes[index] else { continue };
+            match lane.turn(&mut WorkerContext { core: &mut self.core, lane: index }) {
+                Turn::Idle => {}
+                Turn::Again => self.core.lanes[index].ready = true,
+                Turn::Finished => self.lanes[index] = None,
+            }
+        }
+    }
+
+    fn accept_new(&mut self) {
+        let new_lanes =
+            std::mem::take(&mut *self.inbox.new_lanes.lock().unwrap_or_else(PoisonError::into_inner));
+        for make in new_lanes {
+            let index = self.reserve_lane();
+            self.lanes[index] = make(&mut WorkerContext { core: &mut self.core, lane: index });
+            self.core.lanes[index].ready = true;
+        }
+    }
+
+    /// A place for one more lane. The place of a finished lane is used again: what was meant for its former owner can at
+    /// most give the new one a turn without a reason.
+    fn reserve_lane(&mut self) -> usize {
+        let state = LaneState { waker: LaneWaker::new(self.inbox.clone()), deadline: None, ready: false };
+        match self.lanes.iter().skip(SCRATCH + 1).position(Option::is_none) {
+            Some(free) => {
+                let index = free + SCRATCH + 1;
+                self.core.lanes[index] = state;
+                index
+            }
+            None => {
+                self.core.lanes.push(state);
+                self.lanes.push(None);
+                self.lanes.len() - 1
+            }
+        }
+    }
+
+    fn flush_ring(&mut self) {
+        if let RingState::Open(ring) = &self.core.ring {
+            ring.borrow_mut().flush();
+        }
+    }
+}
+
+impl AsFd for Worker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Worker {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("lanes", &self.lanes())
+            .field("now", &self.core.now)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,296 @@
+//! The worker's io_uring: one ring for all lanes, so that one system call submits what a whole round put into it.
+
+use super::reactor::Reactor;
+use io_uring::{IoUring, squeue};
+use std::any::Any;
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Whether a worker may use io_uring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UringPolicy {
+    /// Where the host permits it, with a submission queue of that many entries (rounded up to a power of two).
+    Auto {
+        /// Size of the submission queue; the completion queue has eight times as many.
+        entries: u32,
+    },
+    /// Never.
+    Off,
+}
+
+impl Default for UringPolicy {
+    fn default() -> Self {
+        Self::Auto { entries: 256 }
+    }
+}
+
+/// How many files can be registered with one worker's ring.
+const FIXED_FILES: u32 = 1024;
+
+/// A completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reaped {
+    /// The number given to [`UringClient::push`].
+    pub slot: u32,
+    /// What the kernel returned: a count, or an error number negated.
+    pub result: i32,
+}
+
+/// Index of a file registered with the worker's ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedFile(pub u32);
+
+pub(super) struct Uring {
+    ring: IoUring,
+    event: EventFd,
+    clients: Vec<ClientState>,
+    free_files: Vec<u32>,
+    queued: usize,
+    in_flight: usize,
+}
+
+struct ClientState {
+    lane: usize,
+    done: Vec<Reaped>,
+    in_flight: usize,
+    phase: Phase,
+}
+
+enum Phase {
+    Open,
+    /// The client is gone; this keeps what the kernel still works on.
+    Closing(#[expect(dead_code, reason = "held for its drop")] Box<dyn Any>),
+    Free,
+}
+
+impl Uring {
+    pub(super) fn open(entries: u32, reactor: &Reactor) -> io::Result<Self> {
+        let entries = entries.clamp(1, 4096);
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .setup_cqsize(entries * 8)
+            .setup_clamp()
+            .build(entries)
+            // Kernels before 6.0 do not know the first two.
+            .or_else(|_| IoUring::builder().setup_cqsize(entries * 8).setup_clamp().build(entries))?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        reactor.watch_uring(&event)?;
+        // Without registered files every request names its descriptor: slower, and no reason to do without a ring.
+        let free_files = match ring.submitter().register_files_sparse(FIXED_FILES) {
+            Ok(()) => (0..FIXED_FILES).rev().collect(),
+            Err(_) => Vec::new(),
+        };
+        Ok(Self { ring, event, clients: Vec::new(), free_files, queued: 0, in_flight: 0 })
+    }
+
+    /// Submits what was pushed.
+    pub(super) fn flush(&mut self) {
+        while self.queued > 0 || self.ring.submission().cq_overflow() {
+            match self.ring.submit() {
+                Ok(submitted) => {
+                    self.queued = self.queued.saturating_sub(submitted);
+                    if submitted == 0 {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Busy: completions must be reaped first. They are, in the next turn, which the eventfd announces.
+                Err(_) => {
+                    self.collect();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sorts completions to their clients, and tells which lanes have some: also those that another client's reaping has
+    /// sorted before.
+    pub(super) fn collect_for_lanes(&mut self, mut ready: impl FnMut(usize)) {
+        self.collect();
+        for client in self.clients.iter().filter(|client| !client.done.is_empty()) {
+            ready(client.lane);
+        }
+    }
+
+    fn collect(&mut self) {
+        let Self { ring, clients, in_flight, .. } = self;
+        for entry in ring.completion() {
+            let (client, slot) = split(entry.user_data());
+            let Some(state) = clients.get_mut(client) else { continue };
+            *in_flight -= 1;
+            state.in_flight -= 1;
+            match state.phase {
+                Phase::Open => state.done.push(Reaped { slot, result: entry.result() }),
+                Phase::Closing(_) if state.in_flight == 0 => state.phase = Phase::Free,
+                Phase::Closing(_) | Phase::Free => {}
+            }
+        }
+    }
+
+    fn add_client(&mut self, lane: usize) -> usize {
+        let state = ClientState { lane, done: Vec::new(), in_flight: 0, phase: Phase::Open };
+        match self.clients.iter().position(|client| matches!(client.phase, Phase::Free)) {
+            Some(free) => {
+                self.clients[free] = state;
+                free
+            }
+            None => {
+                self.clients.push(state);
+                self.clients.len() - 1
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`UringClient::push`].
+    unsafe fn push(&mut self, client: usize, slot: u32, entry: squeue::Entry) {
+        let entry = entry.user_data(join(client, slot));
+        loop {
+            // SAFETY: the caller keeps what the entry points to until it is reaped.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                break;
+            }
+            self.make_room();
+        }
+        self.queued += 1;
+        self.in_flight += 1;
+        self.clients[client].in_flight += 1;
+    }
+
+    /// Empties a full submission queue.
+    #[cold]
+    fn make_room(&mut self) {
+        self.flush();
+        if self.queued > 0 {
+            // The kernel is short of memory or the completion queue is full: wait for one completion.
+            let _ = self.ring.submit_and_wait(1);
+            self.queued = self.ring.submission().len();
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // The kernel may still write to memory that entries in flight point to: it goes only after the last of them.
+        while self.in_flight > 0 {
+            if let Err(error) = self.ring.submit_and_wait(1)
+                && error.kind() != io::ErrorKind::Interrupted
+                && error.raw_os_error() != Some(libc::EBUSY)
+            {
+                tracing::error!(%error, "waiting for requests in flight failed; their memory is leaked");
+                std::mem::forget(std::mem::take(&mut self.clients));
+                return;
+            }
+            self.collect();
+        }
+    }
+}
+
+fn join(client: usize, slot: u32) -> u64 {
+    (client as u64) << 32 | u64::from(slot)
+}
+
+fn split(user_data: u64) -> (usize, u32) {
+    ((user_data >> 32) as usize, user_data as u32)
+}
+
+/// A place on the worker's ring, for one queue.
+pub struct UringClient {
+    ring: Rc<RefCell<Uring>>,
+    client: usize,
+}
+
+impl UringClient {
+    pub(super) fn new(ring: &Rc<RefCell<Uring>>, lane: usize) -> Self {
+        let client = ring.borrow_mut().add_client(lane);
+        Self { ring: ring.clone(), client }
+    }
+
+    /// Adds an entry to the ring; the worker submits it at the end of the round. `slot` comes back with the completion;
+    /// the entry's user data is overwritten.
+    ///
+    /// # Safety
+    /// Everything that the entry points to (buffers, the arrays that name them, an unregistered file) must stay valid and in
+    /// place until the completion came out of [`UringClient::reap`], or be given to [`UringClient::close`].
+    pub unsafe fn push(&self, slot: u32, entry: squeue::Entry) {
+        // SAFETY: as promised by the caller.
+        unsafe { self.ring.borrow_mut().push(self.client, slot, entry) };
+    }
+
+    /// Moves this client's completions to the end of `into`.
+    #[inline]
+    pub fn reap(&self, into: &mut Vec<Reaped>) {
+        let mut ring = self.ring.borrow_mut();
+        ring.collect();
+        into.append(&mut ring.clients[self.client].done);
+    }
+
+    /// Entries pushed and not yet reaped.
+    pub fn in_flight(&self) -> usize {
+        let ring = self.ring.borrow();
+        let state = &ring.clients[self.client];
+        state.in_flight + state.done.len()
+    }
+
+    /// Registers a file, so that requests need not look it up; `None` where the ring has no place left.
+    pub fn register_file(&self, file: &impl AsFd) -> Option<FixedFile> {
+        let mut ring = self.ring.borrow_mut();
+        let index = ring.free_files.pop()?;
+        let fd = file.as_fd().as_raw_fd();
+        if ring.ring.submitter().register_files_update(index, &[fd]).is_ok() {
+            return Some(FixedFile(index));
+        }
+        ring.free_files.push(index);
+        None
+    }
+
+    /// Forgets a registered file. Requests in flight on it finish.
+    pub fn unregister_file(&self, file: FixedFile) {
+        let mut ring = self.ring.borrow_mut();
+        if ring.ring.submitter().register_files_update(file.0, &[-1]).is_ok() {
+            ring.free_files.push(file.0);
+        }
+    }
+
+    /// Leaves the ring with entries in flight: `keep` holds what they point to, until the last of them is done.
+    pub fn close(self, keep: Box<dyn Any>) {
+        self.leave(keep);
+    }
+
+    fn leave(&self, keep: Box<dyn Any>) {
+        let mut ring = self.ring.borrow_mut();
+        let state = &mut ring.clients[self.client];
+        state.done = Vec::new();
+        state.phase = if state.in_flight == 0 { Phase::Free } else { Phase::Closing(keep) };
+    }
+}
+
+impl Drop for UringClient {
+    fn drop(&mut self) {
+        let open = matches!(self.ring.borrow().clients[self.client].phase, Phase::Open);
+        if open {
+            self.leave(Box::new(()));
+        }
+    }
+}
+
+impl fmt::Debug for UringClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UringClient").field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Uring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uring")
+            .field("event", &self.event.as_raw_fd())
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,180 @@
+//! What a virtio device is to its transport, and its queues to their lanes.
+
+use super::queue::RingError;
+use super::ring::Ring;
+use iovirt_core::pipeline::Stages;
+use iovirt_core::state::{StageStates, StateError};
+use iovirt_core::worker::{LaneWaker, Turn, WorkerContext};
+use iovirt_core::{BackendError, Mode};
+use std::fmt;
+use std::sync::Arc;
+
+/// A virtio device without its transport: features, configuration space, and queues to be opened.
+///
+/// The same object stands behind every transport. Its methods are called on any thread; its queues live on workers, as
+/// [`QueueWork`].
+pub trait VirtioDevice: Send + Sync + fmt::Debug {
+    /// The name, as in a pipeline's description.
+    fn name(&self) -> &str;
+
+    /// The device's number (VIRTIO 1.2, section 5).
+    fn device_id(&self) -> u32;
+
+    /// The features on offer now, without those of the transport.
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Reads the configuration space. Bytes beyond its end read as zeroes.
+    fn read_config(&self, negotiated: u64, offset: u64, data: &mut [u8]);
+
+    /// Writes the configuration space. Writes to what is read-only are ignored.
+    fn write_config(&self, negotiated: u64, offset: u64, data: &[u8]);
+
+    /// Whoever wants to hear of changes of the configuration space.
+    fn set_config_listener(&self, listener: Arc<dyn ConfigListener>);
+
+    /// What to run for a queue: called once for each, on the worker that will own it.
+    fn queue_factory(&self, index: u16) -> QueueFactory;
+
+    /// Back to the state after power-on, once no queue has a request in flight.
+    fn reset(&self);
+
+    /// The stages below, with their control handles.
+    fn stages(&self) -> Stages;
+
+    /// Saves what the transport does not know, and the state of the stages below.
+    ///
+    /// # Errors
+    /// Where a stage cannot be saved now.
+    fn save(&self, stages: &mut StageStates) -> Result<Vec<u8>, StateError>;
+
+    /// Takes back what [`VirtioDevice::save`] gave.
+    ///
+    /// # Errors
+    /// Where it does not fit this device.
+    fn restore(&self, saved: &[u8], stages: &mut StageStates) -> Result<(), StateError>;
+}
+
+/// Hears that the configuration space changed.
+pub trait ConfigListener: Send + Sync {
+    /// It changed; the driver is to be told.
+    fn config_changed(&self);
+}
+
+/// Makes the device's side of a queue, on its worker.
+pub type QueueFactory =
+    Box<dyn FnOnce(&mut WorkerContext<'_>) -> Result<Box<dyn QueueWork>, BackendError> + Send>;
+
+/// The device's side of one queue, on its worker.
+pub trait QueueWork {
+    /// The driver is ready; these features were negotiated.
+    fn start(&mut self, features: u64);
+
+    /// Serves the ring: brings completions home, takes new chains, does a bounded amount of work.
+    ///
+    /// # Errors
+    /// Where the ring or a chain on it is broken beyond an answer: the device then needs a reset.
+    fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError>;
+
+    /// Brings completions home without taking new chains. Without a ring they are thrown away.
+    ///
+    /// # Errors
+    /// As [`QueueWork::serve`].
+    fn settle(&mut self, cx: &mut WorkerContext<'_>, ring: Option<&mut Ring>) -> Result<(), QueueError>;
+
+    /// Serves chains again that were in flight when the device was saved.
+    ///
+    /// # Errors
+    /// As [`QueueWork::serve`].
+    fn resubmit(
+        &mut self,
+        cx: &mut WorkerContext<'_>,
+        ring: &mut Ring,
+        heads: &[u16],
+    ) -> Result<(), QueueError>;
+
+    /// Asks what is below to come to rest.
+    fn drain(&mut self, cx: &mut WorkerContext<'_>);
+
+    /// The way back.
+    fn resume(&mut self, cx: &mut WorkerContext<'_>);
+
+    /// Where it stands.
+    fn mode(&self) -> Mode;
+
+    /// The heads of the chains taken and not returned.
+    fn heads_in_flight(&self) -> Vec<u16>;
+}
+
+/// Why a queue cannot go on until the device is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// The ring or a chain on it is broken.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A request that cannot even be answered; says what is wrong with it.
+    #[error("{0}")]
+    Request(&'static str),
+    /// Saved state with more requests in flight than the queue holds.
+    #[error("more requests were in flight than the queue holds")]
+    TooManyInFlight,
+}
+
+/// How the device reaches the driver: what a transport supplies.
+pub trait VirtioNotify: Send + Sync + fmt::Debug {
+    /// A queue has used buffers that the driver wants to hear of.
+    fn used(&self, queue: u16);
+
+    /// The configuration space changed, or the device needs a reset.
+    fn config(&self);
+}
+
+/// What all queues of a device share.
+#[derive(Debug)]
+pub(crate) struct DeviceShared {
+    pub(crate) notify: Arc<dyn VirtioNotify>,
+    needs_reset: std::sync::atomic::AtomicBool,
+}
+
+impl DeviceShared {
+    pub(crate) fn new(notify: Arc<dyn VirtioNotify>) -> Self {
+        Self { notify, needs_reset: false.into() }
+    }
+
+    /// The device is broken until the driver resets it (section 2.1.2).
+    pub(crate) fn break_down(&self) {
+        if !self.needs_reset.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            self.notify.config();
+        }
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.needs_reset.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    pub(crate) fn mend(&self) {
+        self.needs_reset.store(false, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Wakes a lane that may not exist yet.
+#[derive(Debug, Default)]
+pub(crate) struct LateWaker {
+    waker: std::sync::OnceLock<LaneWaker>,
+}
+
+impl LateWaker {
+    pub(crate) fn set(&self, waker: LaneWaker) {
+        // A lane is made once.
+        let _ = self.waker.set(waker);
+    }
+
+    /// Nothing happens before the lane exists: its first turn looks at everything.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
+    }
+}

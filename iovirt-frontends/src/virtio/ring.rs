@@ -1,0 +1,107 @@
+//! A ring as a device's queue works with it: the engine, the view of guest memory, and the way to the driver.
+
+use super::device::DeviceShared;
+use super::lane::{QueueLink, Start};
+use super::queue::{Chain, Head, QueueState, RingError, RingFeatures, SplitQueue};
+use iovirt_core::dma::{DmaSpace, DmaView};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A ring as a device's queue works with it.
+pub struct Ring {
+    pub(super) queue: SplitQueue,
+    view: DmaView,
+    shared: Arc<DeviceShared>,
+    link: Arc<QueueLink>,
+    index: u16,
+}
+
+impl Ring {
+    pub(super) fn open(
+        index: u16,
+        (state, start): (&QueueState, Start),
+        features: RingFeatures,
+        space: &DmaSpace,
+        shared: Arc<DeviceShared>,
+        link: Arc<QueueLink>,
+    ) -> Result<Self, RingError> {
+        let view = space.view();
+        let queue = match start {
+            Start::Running => SplitQueue::new(state.config, features, &view)?,
+            Start::Paused => SplitQueue::restore(state, features, &view)?,
+        };
+        Ok(Self { queue, view, shared, link, index })
+    }
+
+    /// Follows a new map of guest memory.
+    pub(super) fn refresh(&mut self) -> Result<(), RingError> {
+        if self.view.refresh() {
+            self.queue.refresh(&self.view)?;
+        }
+        Ok(())
+    }
+
+    /// Guest memory as this queue sees it.
+    #[inline]
+    pub fn view(&self) -> &DmaView {
+        &self.view
+    }
+
+    /// Takes the next chain; `None` where there is none.
+    ///
+    /// # Errors
+    /// Where the ring or the chain is broken.
+    #[inline]
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<Head>, RingError> {
+        self.queue.pop(&self.view, chain)
+    }
+
+    /// Takes the chain with that head once more, which was taken before and not returned.
+    ///
+    /// # Errors
+    /// Where the chain is broken.
+    pub fn reread(&mut self, head: Head, chain: &mut Chain) -> Result<(), RingError> {
+        self.queue.reread(&self.view, head, chain)
+    }
+
+    /// Returns a chain with `written` bytes written into it; the driver sees it after [`Ring::publish`].
+    #[inline]
+    pub fn push_used(&mut self, head: Head, written: u32) {
+        self.queue.push_used(head, written);
+    }
+
+    /// Shows the driver what was returned, and interrupts it where it wants that.
+    #[inline]
+    pub fn publish(&mut self) {
+        self.queue.publish();
+        if self.queue.needs_interrupt() {
+            self.link.interrupts.fetch_add(1, Ordering::Relaxed);
+            self.shared.notify.used(self.index);
+        }
+    }
+
+    /// The driver need not ring the doorbell while the device looks at the ring anyway.
+    #[inline]
+    pub fn disable_notifications(&mut self) {
+        self.queue.disable_notifications();
+    }
+
+    /// The driver is to ring the doorbell from now on. True where chains arrived meanwhile, for which it will not.
+    #[inline]
+    pub fn enable_notifications(&mut self) -> bool {
+        self.queue.enable_notifications()
+    }
+
+    /// Counts chains taken.
+    #[inline]
+    pub fn count_chains(&self, chains: u64) {
+        self.link.chains.fetch_add(chains, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring").field("index", &self.index).field("queue", &self.queue).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,369 @@
+//! What every transport does alike: status, features, queue set-up, life cycle (VIRTIO 1.2, sections 2.1 to 2.4 and 3).
+
+use crate::virtio::device::{DeviceShared, VirtioDevice, VirtioNotify};
+use crate::virtio::lane::{Activation, Command, QueueCounters, QueueLane, QueueLink, QueueSnapshot, Start};
+use crate::virtio::queue::{QueueConfig, QueueState};
+use crate::virtio::{feature, status};
+use iovirt_core::WorkerHandle;
+use iovirt_core::dma::DmaSpace;
+use iovirt_core::doorbell::Doorbell;
+use iovirt_core::frontend::{Access, Completer, Ticket};
+use iovirt_core::state::{SavedState, StageStates, StateError};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use thiserror::Error;
+
+/// Why a device could not be put behind its transport.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// No worker to run the queues on.
+    #[error("a device needs at least one worker")]
+    NoWorker,
+    /// The host has no descriptor left for a doorbell.
+    #[error("a doorbell could not be made: {0}")]
+    Doorbell(#[from] std::io::Error),
+}
+
+/// A device with its queues' lanes, without registers.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) device: Arc<dyn VirtioDevice>,
+    shared: Arc<DeviceShared>,
+    links: Vec<Arc<QueueLink>>,
+    state: Mutex<CommonState>,
+}
+
+#[derive(Debug)]
+struct CommonState {
+    driver_features: u64,
+    status: u8,
+    queues: Vec<QueueRegisters>,
+    /// The status becomes zero when this is done.
+    resetting: Option<Ticket>,
+}
+
+/// The registers of one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct QueueRegisters {
+    pub(super) config: QueueConfig,
+    active: bool,
+}
+
+/// What is saved of a device behind a transport.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportState {
+    device_name: String,
+    features: u64,
+    driver_features: u64,
+    status: u8,
+    needs_reset: bool,
+    queues: Vec<QueueRegisters>,
+    snapshots: Vec<Option<QueueSnapshot>>,
+    device: Vec<u8>,
+    stages: StageStates,
+    /// The transport's own registers.
+    pub(super) registers: Vec<u8>,
+}
+
+impl SavedState for TransportState {
+    const KIND: &'static str = "virtio-device";
+    const VERSION: u16 = 1;
+}
+
+impl Common {
+    /// Starts the lanes of a device, its queues spread over the workers.
+    pub(super) fn start(
+        device: Arc<dyn VirtioDevice>,
+        space: &DmaSpace,
+        notify: Arc<dyn VirtioNotify>,
+        workers: &[WorkerHandle],
+    ) -> Result<Self, TransportError> {
+        if workers.is_empty() {
+            return Err(TransportError::NoWorker);
+        }
+        let shared = Arc::new(DeviceShared::new(notify));
+        let sizes = device.queue_max_sizes();
+        let links: Vec<_> = sizes.iter().map(|_| QueueLink::new().map(Arc::new)).collect::<Result<_, _>>()?;
+        for (index, (link, worker)) in (0u16..).zip(links.iter().zip(workers.iter().cycle())) {
+            let factory = device.queue_factory(index);
+            QueueLane::start(worker, index, link.clone(), shared.clone(), space.clone(), factory);
+        }
+        let queues = fresh_queues(&*device);
+        let state = CommonState { driver_features: 0, status: 0, queues, resetting: None };
+        Ok(Self { device, shared, links, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, CommonState> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.resetting.as_ref().is_some_and(Ticket::is_done) {
+            self.finish_reset(&mut state);
+        }
+        state
+    }
+
+    fn finish_reset(&self, state: &mut CommonState) {
+        self.device.reset();
+        self.shared.mend();
+        *state = CommonState {
+            driver_features: 0,
+            status: 0,
+            queues: fresh_queues(&*self.device),
+            resetting: None,
+        };
+    }
+
+    /// The features on offer.
+    pub(super) fn features(&self) -> u64 {
+        self.device.features() | feature::VERSION_1
+    }
+
+    pub(super) fn driver_features(&self) -> u64 {
+        self.state().driver_features
+    }
+
+    /// Writes 32 feature bits, from bit 0 or from bit 32; later ones do not exist.
+    pub(super) fn set_driver_features(&self, page: u32, value: u32) {
+        let mut state = self.state();
+        // Features are fixed once they were accepted (section 2.2.1).
+        if state.status & status::FEATURES_OK != 0 {
+            return;
+        }
+        let features = &mut state.driver_features;
+        match page {
+            0 => *features = *features & !0xffff_ffff | u64::from(value),
+            1 => *features = *features & 0xffff_ffff | u64::from(value) << 32,
+            _ => {}
+        }
+    }
+
+    pub(super) fn status(&self) -> u8 {
+        let broken = if self.shared.is_broken() { status::NEEDS_RESET } else { 0 };
+        self.state().status | broken
+    }
+
+    pub(super) fn set_status(&self, value: u8) -> Access {
+        let mut state = self.state();
+        if let Some(ticket) = &state.resetting {
+            // A driver that does not wait for its reset is not listened to before it is over.
+            return Access::Deferred(ticket.clone());
+        }
+        if value == 0 {
+            return self.begin_reset(&mut state);
+        }
+        // A driver must not clear bits (section 2.1.1), and one of them is not its own.
+        let added = value & !state.status & !status::NEEDS_RESET;
+        state.status |= added & !status::FEATURES_OK;
+        if added & status::FEATURES_OK != 0 && self.accepts(state.driver_features) {
+            state.status |= status::FEATURES_OK;
+        }
+        if added & status::DRIVER_OK != 0 {
+            if state.status & status::FEATURES_OK == 0 {
+                tracing::warn!(device = self.device.name(), "the driver went on without accepted features");
+                self.shared.break_down();
+            } else {
+                self.activate(&mut state);
+            }
+        }
+        Access::Done
+    }
+
+    /// Whether the driver chose only what is on offer, and version 1 (sections 2.2.2 and 6.1).
+    fn accepts(&self, driver_features: u64) -> bool {
+        driver_features & !self.features() == 0 && driver_features & feature::VERSION_1 != 0
+    }
+
+    fn activate(&self, state: &mut CommonState) {
+        let features = state.driver_features;
+        for (queue, link) in state.queues.iter_mut().zip(&self.links) {
+            if queue.config.ready {
+                queue.active = true;
+                let at = QueueState { config: queue.config, next_avail: 0, next_used: 0 };
+                let snapshot = QueueSnapshot { state: at, heads: Vec::new() };
+                link.tell(Command::Activate(Activation { snapshot, features, start: Start::Running }));
+            }
+        }
+    }
+
+    fn begin_reset(&self, state: &mut CommonState) -> Access {
+        let ticket = self.tell_active(state, Command::Deactivate);
+        state.resetting = Some(ticket.clone());
+        if ticket.is_done() {
+            self.finish_reset(state);
+            return Access::Done;
+        }
+        Access::Deferred(ticket)
+    }
+
+    /// Tells all active queues; the ticket is done when the last of them is.
+    fn tell_active(&self, state: &CommonState, command: impl Fn(Completer) -> Command) -> Ticket {
+        let (ticket, completer) = Ticket::new();
+        for (queue, link) in state.queues.iter().zip(&self.links) {
+            if queue.active {
+                link.tell(command(completer.share()));
+            }
+        }
+        completer.done();
+        ticket
+    }
+
+    /// The registers of a queue; `None` where there is no such queue.
+    pub(super) fn queue(&self, index: u32) -> Option<QueueRegisters> {
+        self.state().queues.get(index as usize).copied()
+    }
+
+    /// Changes the registers of a queue that is not enabled (sections 4.1.4.3.2 and 4.2.2.2); nothing happens otherwise.
+    pub(super) fn configure_queue(&self, index: u32, change: impl FnOnce(&mut QueueConfig)) {
+        let mut state = self.state();
+        if state.resetting.is_some() {
+            return;
+        }
+        if let Some(queue) = state.queues.get_mut(index as usize)
+            && !queue.config.ready
+        {
+            change(&mut queue.config);
+        }
+    }
+
+    /// The driver takes a queue back without a reset of the device.
+    pub(super) fn disable_queue(&self, index: u32) -> Access {
+        let mut state = self.state();
+        let Some((queue, link)) = state.queues.get_mut(index as usize).zip(self.links.get(index as usize))
+        else {
+            return Access::Done;
+        };
+        queue.config.ready = false;
+        if !std::mem::take(&mut queue.active) {
+            return Access::Done;
+        }
+        let (ticket, completer) = Ticket::new();
+        link.tell(Command::Deactivate(completer));
+        Access::Deferred(ticket)
+    }
+
+    /// Rings a doorbell by hand; nothing happens where there is no such queue.
+    pub(super) fn ring(&self, index: u32) {
+        if let Some(link) = self.links.get(index as usize) {
+            link.doorbell.ring();
+        }
+    }
+
+    pub(super) fn doorbells(&self) -> impl Iterator<Item = &Doorbell> {
+        self.links.iter().map(|link| &link.doorbell)
+    }
+
+    /// Counters of each queue.
+    pub(super) fn counters(&self) -> Vec<QueueCounters> {
+        self.links.iter().map(|link| link.counters()).collect()
+    }
+
+    pub(super) fn drain(&self) -> Ticket {
+        self.tell_active(&self.state(), Command::Drain)
+    }
+
+    pub(super) fn resume(&self) -> Ticket {
+        self.tell_active(&self.state(), Command::Resume)
+    }
+
+    pub(super) fn reset(&self) -> Ticket {
+        let mut state = self.state();
+        if let Some(ticket) = &state.resetting {
+            return ticket.clone();
+        }
+        match self.begin_reset(&mut state) {
+            Access::Done => Ticket::done(),
+            Access::Deferred(ticket) => ticket,
+        }
+    }
+
+    pub(super) fn save(&self) -> Result<TransportState, StateError> {
+        let state = self.state();
+        let not_now =
+            |reason: &str| StateError::NotNow { kind: self.device.name().into(), reason: reason.into() };
+        if state.resetting.is_some() {
+            return Err(not_now("a reset is under way"));
+        }
+        let mut snapshots = Vec::new();
+        for (queue, link) in state.queues.iter().zip(&self.links) {
+            let snapshot = link.snapshot();
+            if queue.active && snapshot.is_none() && !self.shared.is_broken() {
+                return Err(not_now("a queue is running: drain the device first"));
+            }
+            snapshots.push(snapshot);
+        }
+        let mut stages = StageStates::default();
+        let device = self.device.save(&mut stages)?;
+        Ok(TransportState {
+            device_name: self.device.name().into(),
+            features: self.features(),
+            driver_features: state.driver_features,
+            status: state.status,
+            needs_reset: self.shared.is_broken(),
+            queues: state.queues.clone(),
+            snapshots,
+            device,
+            stages,
+            registers: Vec::new(),
+        })
+    }
+
+    pub(super) fn restore(&self, saved: &TransportState) -> Result<(), StateError> {
+        self.check_restore(saved)?;
+        self.device.restore(&saved.device, &mut saved.stages.clone())?;
+        let mut state = self.state();
+        state.driver_features = saved.driver_features;
+        state.status = saved.status;
+        state.queues.clone_from(&saved.queues);
+        for ((queue, link), snapshot) in saved.queues.iter().zip(&self.links).zip(&saved.snapshots) {
+            if queue.active
+                && let Some(snapshot) = snapshot
+            {
+                let activation = Activation {
+                    snapshot: snapshot.clone(),
+                    features: saved.driver_features,
+                    start: Start::Paused,
+                };
+                link.tell(Command::Activate(activation));
+            }
+        }
+        if saved.needs_reset {
+            self.shared.break_down();
+        }
+        Ok(())
+    }
+
+    fn check_restore(&self, saved: &TransportState) -> Result<(), StateError> {
+        let mismatch = |reason: String| Err(StateError::Mismatch { kind: self.device.name().into(), reason });
+        if saved.device_name != self.device.name() {
+            return mismatch(format!("it is the state of a {}", saved.device_name));
+        }
+        let missing = saved.driver_features & !self.features();
+        if missing != 0 {
+            return mismatch(format!(
+                "the driver uses features {missing:#x}, which this device does not offer"
+            ));
+        }
+        let sizes = self.device.queue_max_sizes();
+        if saved.queues.len() != sizes.len() || saved.snapshots.len() != sizes.len() {
+            return mismatch(format!("it has {} queues, this device {}", saved.queues.len(), sizes.len()));
+        }
+        let too_large = saved.queues.iter().zip(sizes).any(|(queue, max)| queue.config.size > *max);
+        let foreign =
+            |snapshot: &QueueSnapshot| snapshot.heads.len() > usize::from(snapshot.state.config.size);
+        if too_large || saved.snapshots.iter().flatten().any(foreign) {
+            return mismatch("a queue is larger than this device allows".into());
+        }
+        if self.state().status != 0 {
+            return mismatch("the device is in use already".into());
+        }
+        Ok(())
+    }
+}
+
+fn fresh_queues(device: &dyn VirtioDevice) -> Vec<QueueRegisters> {
+    let fresh = |&max_size: &u16| QueueRegisters {
+        config: QueueConfig { size: max_size, max_size, desc: 0, avail: 0, used: 0, ready: false },
+        active: false,
+    };
+    device.queue_max_sizes().iter().map(fresh).collect()
+}

@@ -1,0 +1,67 @@
+//! Interrupt status and configuration generation: what workers and vCPUs share without a lock.
+
+use super::registers::{INT_CONFIG, INT_USED};
+use crate::virtio::{ConfigListener, VirtioNotify};
+use iovirt_core::irq::Interrupt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+#[derive(Debug)]
+pub(super) struct MmioNotify {
+    status: AtomicU32,
+    generation: AtomicU32,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+impl MmioNotify {
+    pub(super) fn new(interrupt: Arc<dyn Interrupt>) -> Self {
+        Self { status: AtomicU32::new(0), generation: AtomicU32::new(0), interrupt }
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn restore(&self, status: u32, generation: u32) {
+        self.status.store(status, Ordering::SeqCst);
+        self.generation.store(generation, Ordering::SeqCst);
+        // An interrupt that was on its way when the state was saved may have been lost with it.
+        if status != 0 {
+            self.interrupt.trigger();
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        self.status.store(0, Ordering::SeqCst);
+    }
+
+    fn raise(&self, bit: u32) {
+        self.status.fetch_or(bit, Ordering::SeqCst);
+        self.interrupt.trigger();
+    }
+}
+
+impl VirtioNotify for MmioNotify {
+    fn used(&self, _: u16) {
+        self.raise(INT_USED);
+    }
+
+    fn config(&self) {
+        self.raise(INT_CONFIG);
+    }
+}
+
+impl ConfigListener for MmioNotify {
+    fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.config();
+    }
+}

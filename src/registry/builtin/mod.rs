@@ -1,0 +1,61 @@
+//! The rows of the stages in this build: one file each, with the way from options to the stage's configuration and back.
+
+mod file;
+mod memory;
+mod null;
+mod stats;
+mod virtio_blk;
+
+use super::{Options, StageInfo, StageRow};
+use crate::describe::{DescribeError, StageSpec};
+
+/// A stage's configuration that can be described: from options, and back as the shortest description of it.
+///
+/// ```
+/// use iovirt::backends::block::memory::MemoryConfig;
+/// use iovirt::registry::{Options, TypedStage};
+///
+/// let config = MemoryConfig { size: 10 << 20, ..MemoryConfig::default() };
+/// let spec = config.to_spec();
+/// assert_eq!(spec.to_string(), "memory,size=10M");
+/// assert_eq!(MemoryConfig::from_options(&Options::check(&MemoryConfig::INFO, &spec)?)?, config);
+/// # Ok::<(), iovirt::describe::DescribeError>(())
+/// ```
+pub trait TypedStage: Sized {
+    /// The stage's row of the table.
+    const INFO: StageInfo;
+
+    /// The configuration that the options describe.
+    ///
+    /// # Errors
+    /// Where an option is beyond what the configuration holds.
+    fn from_options(options: &Options<'_>) -> Result<Self, DescribeError>;
+
+    /// The configuration as a description, without the options that have their default.
+    fn to_spec(&self) -> StageSpec;
+}
+
+pub(super) fn rows() -> Vec<StageRow> {
+    vec![virtio_blk::row(), stats::row(), null::row(), memory::row(), file::row()]
+}
+
+/// A description of a stage in the making, without the options that have their default.
+struct Spec {
+    spec: StageSpec,
+}
+
+impl Spec {
+    fn new(info: &StageInfo) -> Self {
+        Self { spec: StageSpec::new(info.name) }
+    }
+
+    fn with<T: PartialEq>(
+        self,
+        key: &str,
+        value: &T,
+        default: &T,
+        format: impl FnOnce(&T) -> String,
+    ) -> Self {
+        if value == default { self } else { Self { spec: self.spec.with(key, format(value)) } }
+    }
+}

@@ -1,0 +1,189 @@
+use super::*;
+use iovirt_backends::block::memory::MemoryConfig;
+use iovirt_backends::block::null::NullConfig;
+use iovirt_backends::interposers::stats::{StatsConfig, StatsControl};
+use iovirt_core::Backend;
+use proptest::prelude::*;
+
+fn complaint(text: &str) -> String {
+    Registry::standard().parse(text).unwrap_err().to_string()
+}
+
+fn build(chain: &str) -> Result<BoxBackend<BlockRequest>, DescribeError> {
+    Registry::standard().build_block(&chain.parse().unwrap())
+}
+
+#[test]
+fn a_checked_chain_builds() {
+    let stack = build("stats,name=top -> stats -> memory,size=4M,physical-block=4K").unwrap();
+    let stages = stack.list_stages();
+    let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(names, ["top", "stats", "memory"]);
+    assert!(stages.control::<StatsControl>("top").is_some());
+    assert_eq!((stack.caps().capacity, stack.caps().physical_block), (4 << 20, 4096));
+}
+
+#[test]
+fn errors_name_the_stage_the_key_and_what_is_allowed() {
+    let cases = [
+        (
+            "virtio-blk -> nul",
+            "column 15: there is no stage `nul`; did you mean `null`? (allowed: null, memory, file)",
+        ),
+        (
+            "vritio-blk -> null",
+            "column 1: there is no stage `vritio-blk`; did you mean `virtio-blk`? (allowed: virtio-blk)",
+        ),
+        ("virtio-blk -> zzz -> null", "column 15: there is no stage `zzz` (allowed: stats)"),
+        (
+            "virtio-blk -> null,szie=1G",
+            "column 20: `null` has no key `szie`; did you mean `size`? (allowed: size, fill)",
+        ),
+        (
+            "virtio-blk -> null,size=1GB",
+            "column 25: `size` of `null` cannot be `1GB`: it takes a size like 512, 64K, 10M, 1G or 2T",
+        ),
+        ("virtio-blk -> null,fill=yes", "column 25: `fill` of `null` cannot be `yes`: it takes on or off"),
+        (
+            "virtio-blk,queues=65 -> null",
+            "column 19: `queues` of `virtio-blk` cannot be `65`: it takes a number from 1 to 64",
+        ),
+        (
+            "virtio-blk -> file,path=x,engine=aio",
+            "column 34: `engine` of `file` cannot be `aio`: it takes one of auto, uring, threads",
+        ),
+        ("virtio-blk -> file", "column 15: `file` needs `path`: the file, or the block device (a path)"),
+        ("null -> null", "column 1: `null` is a back-end, and a front-end belongs here"),
+        ("virtio-blk -> stats", "column 15: `stats` is an interposer, and a back-end belongs here"),
+        ("virtio-blk -> null [null]", "column 15: `null` takes nothing in brackets"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(complaint(text), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn what_a_stage_refuses_is_told_with_its_place() {
+    assert_eq!(
+        build("stats -> null,size=100").unwrap_err().to_string(),
+        "column 10: `null`: a disk cannot have 100 bytes: the size is a multiple of 512, above zero and below 2^63",
+    );
+    assert_eq!(
+        build("memory,physical-block=8G").unwrap_err().to_string(),
+        "column 23: `physical-block` of `memory` cannot be `8G`: that is beyond what the stage can hold",
+    );
+}
+
+const FAKE: StageInfo = StageInfo {
+    name: "fake",
+    family: Family::Block,
+    maturity: Maturity::Stable,
+    help: "For a test",
+    keys: &[
+        KeyInfo::default("wait", ValueKind::Time, "5ms", "how long"),
+        KeyInfo::default("mode", ValueKind::Choice(&["slow", "fast"]), "slow", "how"),
+        KeyInfo::optional("path", ValueKind::Path, "where"),
+        KeyInfo::default("count", ValueKind::Integer { min: 1, max: u64::MAX }, "70000", "how many"),
+    ],
+};
+
+#[test]
+fn an_embedder_adds_stages_and_takes_their_options() {
+    let mut registry = Registry::empty();
+    registry.add(StageRow::absent(FAKE, StageKind::BackEnd)).unwrap();
+    assert_eq!(registry.add(StageRow::front_end(FAKE)), Err(NameTaken("fake")));
+
+    let chain: Chain = "fake,mode=fast,path=\"a b\"".parse().unwrap();
+    let options = Options::check(&FAKE, &chain.backend.stage).unwrap();
+    assert_eq!(options.required::<std::time::Duration>("wait").unwrap().as_millis(), 5);
+    assert_eq!(options.choice("mode", &[("slow", 1), ("fast", 2)]), Ok(2));
+    assert_eq!(options.optional::<std::path::PathBuf>("path").unwrap().unwrap().to_str(), Some("a b"));
+    assert_eq!(options.required::<usize>("count"), Ok(70_000));
+    assert!(matches!(
+        options.required::<u16>("count").unwrap_err().kind(),
+        DescribeErrorKind::BadValue { .. }
+    ));
+    for result in [options.required::<u64>("none"), options.choice("mode", &[("slow", 1)])] {
+        assert!(matches!(result.unwrap_err().kind(), DescribeErrorKind::Table { .. }));
+    }
+
+    let error = registry.build_block(&chain).unwrap_err();
+    assert_eq!(error.to_string(), "column 1: `fake` is known but not part of this build");
+    assert!(!FAKE.keys[2].value.accepts(""));
+}
+
+#[test]
+fn every_row_is_sound() {
+    for row in Registry::standard().rows() {
+        let info = row.info();
+        assert!(!info.help.ends_with('.') && !info.help.contains('\n'), "{}", info.name);
+        for (index, key) in info.keys.iter().enumerate() {
+            assert!(info.keys[..index].iter().all(|other| other.name != key.name), "{} twice", key.name);
+            if let Need::Default(text) = key.need {
+                assert!(key.value.accepts(text), "{}: default of {}", info.name, key.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn typed_defaults_are_those_of_the_table() {
+    fn check<T: TypedStage + std::default::Default + PartialEq + std::fmt::Debug>() {
+        let spec = StageSpec::new(T::INFO.name);
+        let options = Options::check(&T::INFO, &spec).unwrap();
+        assert_eq!(T::from_options(&options).unwrap(), T::default());
+        assert_eq!(T::default().to_spec(), spec);
+    }
+    check::<NullConfig>();
+    check::<MemoryConfig>();
+    check::<StatsConfig>();
+}
+
+#[test]
+fn the_list_names_every_stage_and_key() {
+    let registry = Registry::standard();
+    let (plain, markdown) = (crate::list_stages(), registry.list_stages_markdown());
+    for row in registry.rows() {
+        for text in [&plain, &markdown] {
+            assert!(text.contains(row.info().name) && text.contains(row.info().help), "{text}");
+            assert!(row.info().keys.iter().all(|key| text.contains(key.name)), "{text}");
+        }
+    }
+    assert!(plain.contains("      size=1G: size of the disk"), "{plain}");
+}
+
+fn round_trip<T: TypedStage>(config: &T) -> T {
+    let chain: Chain = config.to_spec().to_string().parse().unwrap();
+    T::from_options(&Options::check(&T::INFO, &chain.backend.stage).unwrap()).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn typed_configurations_are_described_and_back(
+        size in any::<u64>(), physical_block in any::<u32>(), switch in any::<bool>(), name in any::<String>(),
+    ) {
+        let null = NullConfig { size, fill: switch };
+        prop_assert_eq!(round_trip(&null), null);
+        let memory = MemoryConfig { size, physical_block, read_only: switch };
+        prop_assert_eq!(round_trip(&memory), memory);
+        let stats = StatsConfig { name };
+        prop_assert_eq!(round_trip(&stats), stats);
+    }
+
+    #[test]
+    fn no_description_panics(
+        tokens in prop::collection::vec(
+            prop::sample::select(vec![
+                "virtio-blk", " -> ", "null", "stats", ",size=", "1G", "memory", ",", "=", "512", "file,path=x", "[", "]", "|",
+            ]),
+            0..12,
+        ),
+    ) {
+        let registry = Registry::standard();
+        let text = tokens.concat();
+        let _ = registry.parse(&text);
+        if let Ok(chain) = text.parse::<Chain>() {
+            let _ = registry.build_block(&chain);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Every pipeline in the documentation is what it says: a line in a block marked `pipeline` builds, a line in one marked
+//! `syntax` parses.
+//!
+//! `PATH` in a line stands for a file of 1 MiB.
+
+use iovirt::core::{Backend, Depth, Worker, WorkerConfig};
+use iovirt::describe::Description;
+use iovirt::registry::{Registry, StageKind};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The pages in a folder of the repository and those below it.
+fn pages(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(pages(&path));
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")
+}
+
+/// The lines of all fenced blocks with that mark.
+fn lines(page: &Path, mark: &str) -> Vec<String> {
+    let text = fs::read_to_string(page).unwrap();
+    let mut block = None;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        match (block, line.strip_prefix("```")) {
+            (None, Some(info)) => block = Some(info),
+            (Some(_), Some(_)) => block = None,
+            (Some(info), None) if info == mark && !line.trim().is_empty() => found.push(line.to_owned()),
+            _ => {}
+        }
+    }
+    assert_eq!(block, None, "{}: a block does not end", page.display());
+    found
+}
+
+/// Builds what a line describes and opens a queue of it.
+fn build(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let file = tempfile::NamedTempFile::new()?;
+    file.as_file().set_len(1 << 20)?;
+    let path = file.path().to_str().ok_or("a path that is no text")?;
+    let description = registry.parse(&line.replace("PATH", path))?;
+    registry.frontend_options(&description.frontend)?;
+    let backend = registry.build_block(&description.below)?;
+    let mut worker = Worker::new(WorkerConfig::default())?;
+    let depth = Depth::new(8).ok_or("no depth")?;
+    worker.with_context(|cx| backend.open(cx, depth).map(drop))?;
+    Ok(())
+}
+
+#[test]
+fn every_pipeline_builds() {
+    let registry = Registry::standard();
+    let mut count = 0;
+    for page in pages(&docs()) {
+        for line in lines(&page, "pipeline") {
+            if let Err(error) = build(&registry, &line) {
+                panic!("{}: `{line}`: {error}", page.display());
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 8, "only {count} pipelines were found");
+}
+
+#[test]
+fn every_piece_of_syntax_parses() {
+    for page in pages(&docs()) {
+        for line in lines(&page, "syntax") {
+            if let Err(error) = line.parse::<Description>() {
+                panic!("{}: `{line}`: {error}", page.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_stage_has_a_page_with_an_example_and_all_its_keys() {
+    for row in Registry::standard().rows() {
+        if row.kind() == StageKind::FrontEnd || !row.is_available() {
+            continue;
+        }
+        let (name, keys) = (row.info().name, row.info().keys);
+        let page = docs().join("blocks").join(format!("{name}.md"));
+        let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        assert!(lines(&page, "pipeline").iter().any(|line| line.contains(name)), "{name} has no example");
+        for key in keys {
+            assert!(text.contains(&format!("| `{}` |", key.name)), "{name}: `{}` is not explained", key.name);
+        }
+    }
+}

@@ -1,0 +1,2 @@
+# Nothing but an exit code.
+end 42

@@ -1,0 +1,134 @@
+//! The cases: what a guest does with which devices, and what must be true afterwards. One file each; a new one is a
+//! file here, its script in `xtask/lab/guest/`, and a line in [`ALL`].
+
+mod discard;
+mod exit_code;
+mod readonly;
+mod resize;
+mod rootfs;
+mod smp;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error, Result, read, write};
+use crate::lab::filesystem::{self, noise};
+use crate::lab::parts::Parts;
+
+/// Every case, in the order in which they run.
+pub(crate) const ALL: [&Case; 6] =
+    [&exit_code::CASE, &rootfs::CASE, &discard::CASE, &readonly::CASE, &resize::CASE, &smp::CASE];
+
+/// A case. Files are named relative to the case's own folder.
+#[derive(Debug)]
+pub(crate) struct Case {
+    /// Its name, which is that of the guest's script too.
+    pub name: &'static str,
+    /// One line about it.
+    pub about: &'static str,
+    /// How many processors the guest has.
+    pub processors: u32,
+    /// The device that holds the guest's root file system, if not the RAM disk.
+    pub root: Option<&'static str>,
+    /// Our devices, as pipelines.
+    pub devices: &'static [&'static str],
+    /// Further options of our VMM.
+    pub options: &'static [&'static str],
+    /// The same devices in QEMU's words, for runs against QEMU's own.
+    pub reference: &'static [&'static str],
+    /// What to tell QEMU's monitor once the guest says that it is ready.
+    pub command: Option<&'static str>,
+    /// The exit code that the guest must end with.
+    pub code: i32,
+    /// How many seconds the VMM may take.
+    pub limit: u32,
+    /// Makes the images, in the case's folder.
+    pub prepare: fn(&Parts, &Path) -> Result<()>,
+    /// Checks the images after the guest is gone.
+    pub check: fn(&Outcome) -> Result<()>,
+}
+
+/// A case with nothing in it, to fill in from.
+pub(crate) const BLANK: Case = Case {
+    name: "",
+    about: "",
+    processors: 1,
+    root: None,
+    devices: &[],
+    options: &[],
+    reference: &[],
+    command: None,
+    code: 0,
+    limit: 120,
+    prepare: |_, _| Ok(()),
+    check: |_| Ok(()),
+};
+
+impl Case {
+    /// The guest kernel's command line. Our VMM adds what its own devices need.
+    pub(crate) fn words(&self) -> String {
+        let root = self.root.map(|root| format!(" root={root}")).unwrap_or_default();
+        format!("console=ttyS0 quiet panic=-1 lab.case={}{root}", self.name)
+    }
+}
+
+/// A case's folder before and after its run.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The images as they were made.
+    pub before: PathBuf,
+    /// The images and the logs as the run left them.
+    pub after: PathBuf,
+}
+
+impl Outcome {
+    /// How many bytes of a file are allocated, before and after the run, where the host counted them.
+    pub(crate) fn allocated(&self, image: &str) -> Result<(u64, u64)> {
+        let count = |list: &str| -> Result<u64> {
+            let path = self.after.join(list);
+            let text = fs::read_to_string(&path).context(path.display())?;
+            text.lines()
+                .find_map(|line| {
+                    let mut words = line.split_whitespace();
+                    let name = words.next()?;
+                    let blocks: u64 = words.nth(1)?.parse().ok()?;
+                    (name.trim_start_matches("./") == image).then_some(blocks * 512)
+                })
+                .ok_or_else(|| Error::new(format!("{list} has no {image}")))
+        };
+        Ok((count("before.txt")?, count("after.txt")?))
+    }
+
+    /// The image must be as it was made.
+    pub(crate) fn unchanged(&self, image: &str) -> Result<()> {
+        if read(&self.before.join(image))? == read(&self.after.join(image))? {
+            return Ok(());
+        }
+        Err(Error::new(format!("{image} was changed")))
+    }
+
+    /// The file system in the image must be clean; gives back its files, copied out into a folder.
+    pub(crate) fn files(&self, image: &str) -> Result<PathBuf> {
+        let image = self.after.join(image);
+        filesystem::check(&image)?;
+        let files = image.with_extension("files");
+        filesystem::copy_out(&image, "/", &files)?;
+        Ok(files)
+    }
+}
+
+/// An error unless the claim is true.
+pub(crate) fn must(claim: bool, what: impl FnOnce() -> String) -> Result<()> {
+    if claim { Ok(()) } else { Err(Error::new(what())) }
+}
+
+/// Fills `folder` of the tree with `count` files of many sizes, and writes their sums into `data.sha256` in the tree.
+pub(crate) fn add_files(tree: &Path, folder: &str, count: u64, prefix: &str) -> Result<()> {
+    for number in 0..count {
+        let length = (number * 7919 % 40_000) as usize + 1;
+        let path = tree.join(folder).join(format!("file-{number:03}"));
+        write(&path, noise(number + 1, length))?;
+    }
+    write(&tree.join(folder).join("large-file"), noise(999, 4 << 20))?;
+    filesystem::write_sums(tree, folder, prefix, &tree.join("data.sha256"))
+}

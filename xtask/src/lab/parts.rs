@@ -1,0 +1,152 @@
+//! The files that the lab machine and its guest are made of.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::cmd::{self, Cmd};
+use crate::error::{Context, Result, copy, read, write};
+use crate::lab::cpio::Cpio;
+use crate::lab::kernel::{Kernel, Module};
+use crate::setup;
+
+const HOST_INIT: &[u8] = include_bytes!("../../lab/host-init.sh");
+const GUEST_INIT: &[u8] = include_bytes!("../../lab/guest/init.sh");
+const GUEST_MAIN: &[u8] = include_bytes!("../../lab/guest/main.sh");
+
+/// What the host needs: KVM for both makers' processors would be loaded by hand; the machine we ask QEMU for is AMD's.
+const HOST_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "kvm-amd", "ext4"];
+/// What the guest needs for our devices.
+const GUEST_MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "ext4"];
+
+/// Folders that every system starts with.
+const FOLDERS: [&str; 8] = ["bin", "sbin", "dev", "proc", "sys", "tmp", "run", "cases"];
+
+/// All that is fetched or built once for a run.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// The kernel, of host and guest.
+    pub kernel: Kernel,
+    busybox: Vec<u8>,
+    exit: Vec<u8>,
+}
+
+impl Parts {
+    /// Fetches and builds them; `cache` keeps what was fetched.
+    pub(crate) fn obtain(cache: &Path) -> Result<Self> {
+        let kernel = Kernel::obtain(cache)?;
+        let tree = setup::unpacked(cache, "busybox-static")?;
+        let busybox = ["bin/busybox", "usr/bin/busybox"]
+            .iter()
+            .map(|path| tree.join(path))
+            .find(|path| path.is_file())
+            .unwrap_or_else(|| tree.join("bin/busybox"));
+        let exit = cache.join("lab-exit");
+        Cmd::new("cc")
+            .args(["-O2", "-static", "-s", "-o"])
+            .arg(&exit)
+            .arg(cmd::root().join("xtask/lab/exit.c"))
+            .quiet()?;
+        Ok(Self { kernel, busybox: read(&busybox)?, exit: read(&exit)? })
+    }
+
+    /// The initial RAM disk of the host.
+    pub(crate) fn host(&self) -> Result<Vec<u8>> {
+        let mut cpio = self.system(&HOST_MODULES)?;
+        cpio.program("init", HOST_INIT);
+        Ok(cpio.finish())
+    }
+
+    /// The initial RAM disk of the guest, with the script of every case.
+    pub(crate) fn guest(&self) -> Result<Vec<u8>> {
+        let mut cpio = self.system(&GUEST_MODULES)?;
+        cpio.program("init", GUEST_INIT);
+        cpio.program("sbin/init", GUEST_MAIN);
+        for (name, script) in guest_scripts()? {
+            cpio.file(&format!("cases/{name}"), &script);
+        }
+        Ok(cpio.finish())
+    }
+
+    /// A root file system for the guest, as a folder: boots and runs the case that the kernel's command line names.
+    pub(crate) fn guest_tree(&self, tree: &Path) -> Result<()> {
+        for folder in FOLDERS {
+            let folder = tree.join(folder);
+            fs::create_dir_all(&folder).context(folder.display())?;
+        }
+        program(&tree.join("bin/busybox"), &self.busybox)?;
+        program(&tree.join("bin/lab-exit"), &self.exit)?;
+        program(&tree.join("sbin/init"), GUEST_MAIN)?;
+        for (name, script) in guest_scripts()? {
+            write(&tree.join("cases").join(name), script)?;
+        }
+        Ok(())
+    }
+
+    fn system(&self, modules: &[&str]) -> Result<Cpio> {
+        let mut cpio = Cpio::default();
+        for folder in FOLDERS {
+            cpio.folder(folder);
+        }
+        cpio.folder("modules");
+        cpio.program("bin/busybox", &self.busybox);
+        cpio.link("bin/sh", "busybox");
+        cpio.program("bin/lab-exit", &self.exit);
+        let modules = self.kernel.modules(modules)?;
+        for (place, Module { name, content }) in modules.iter().enumerate() {
+            cpio.file(&format!("modules/{place:02}-{name}.ko"), content);
+        }
+        Ok(cpio)
+    }
+}
+
+fn guest_scripts() -> Result<Vec<(String, Vec<u8>)>> {
+    let folder = cmd::root().join("xtask/lab/guest");
+    let mut scripts = Vec::new();
+    for entry in fs::read_dir(&folder).context(folder.display())? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        scripts.push((name, read(&entry.path())?));
+    }
+    scripts.sort();
+    Ok(scripts)
+}
+
+fn program(path: &Path, content: &[u8]) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    write(path, content)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).context(path.display())
+}
+
+/// Copies a program into `folder` and the shared libraries it needs into `libraries`.
+pub(crate) fn add_program(file: &Path, folder: &Path, libraries: &Path) -> Result<PathBuf> {
+    let to = folder.join(file.file_name().unwrap_or_default());
+    copy(file, &to)?;
+    // ldd refuses scripts and static programs: those need nothing.
+    if read(file)?.starts_with(b"\x7fELF") {
+        let said = Cmd::new("ldd").arg(file).text().unwrap_or_default();
+        for library in said.lines().filter_map(library) {
+            let name = library.file_name().unwrap_or_default();
+            copy(library, &libraries.join(name))?;
+        }
+    }
+    Ok(to)
+}
+
+/// The file in a line of `ldd`: `name => /file (address)` or `/file (address)`.
+fn library(line: &str) -> Option<&Path> {
+    line.split_whitespace().find(|word| word.starts_with('/')).map(Path::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_found_in_lines_of_ldd() {
+        let of = |line| library(line).and_then(Path::to_str);
+        assert_eq!(of("\tlibc.so.6 => /lib/libc.so.6 (0x0)"), Some("/lib/libc.so.6"));
+        assert_eq!(of("\t/lib64/ld.so.2 (0x0)"), Some("/lib64/ld.so.2"));
+        assert_eq!(of("\tlinux-vdso.so.1 (0x0)"), None);
+        assert_eq!(of("\tstatically linked"), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! The work disk: the folder that becomes `/lab` in the lab machine.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::cmd::{self, Cmd};
+use crate::error::{Context, Result, copy, write};
+use crate::lab::Options;
+use crate::lab::cases::Case;
+use crate::lab::filesystem;
+use crate::lab::machine::{empty_folder, folder};
+use crate::lab::parts::{Parts, add_program};
+
+/// Room on the work disk. The file is sparse.
+const SIZE: u64 = 4 << 30;
+
+/// A folder in the making, and what is made of it.
+#[derive(Debug)]
+pub(crate) struct Work {
+    /// The folder of this run.
+    pub run: PathBuf,
+    /// The folder that becomes `/lab`.
+    pub tree: PathBuf,
+    /// Kernel and friends.
+    pub parts: Parts,
+}
+
+impl Work {
+    /// An empty one, with kernel, RAM disks and our VMM.
+    pub(crate) fn new() -> Result<Self> {
+        let parts = Parts::obtain(&folder().join("packages"))?;
+        let run = folder().join("run");
+        empty_folder(&run)?;
+        write(&run.join("host.cpio"), parts.host()?)?;
+        let tree = run.join("tree");
+        copy(&parts.kernel.image, &tree.join("bzImage"))?;
+        copy(&parts.kernel.elf, &tree.join("vmlinux"))?;
+        write(&tree.join("guest.cpio"), parts.guest()?)?;
+        for folder in ["bin", "lib", "files"] {
+            let folder = tree.join(folder);
+            fs::create_dir_all(&folder).context(folder.display())?;
+        }
+        Ok(Self { run, tree, parts })
+    }
+
+    /// Builds our VMM and adds it and the files that the options name.
+    pub(crate) fn add_programs(&self, options: &Options) -> Result<()> {
+        for file in &options.add {
+            self.add_file(file)?;
+        }
+        let program = if let Some(file) = &options.vmm {
+            file.clone()
+        } else {
+            let arguments = ["build", "--release", "--example", "microvm"];
+            Cmd::cargo().args(arguments).show()?;
+            cmd::target().join("release/examples/microvm")
+        };
+        let to = add_program(&program, &self.tree.join("bin"), &self.tree.join("lib"))?;
+        let place = self.tree.join("bin/microvm");
+        fs::rename(&to, &place).context(place.display())?;
+        let link = self.tree.join("microvm");
+        std::os::unix::fs::symlink("bin/microvm", &link).context(link.display())
+    }
+
+    /// Adds a file of this machine to `/lab/files`; gives back its place there.
+    pub(crate) fn add_file(&self, file: &Path) -> Result<String> {
+        let to = add_program(file, &self.tree.join("files"), &self.tree.join("lib"))?;
+        let name = to.file_name().unwrap_or_default().to_string_lossy();
+        Ok(format!("/lab/files/{name}"))
+    }
+
+    /// Makes the images of a case and the script that runs it.
+    pub(crate) fn add_case(&self, case: &Case) -> Result<()> {
+        let folder = self.case_before(case);
+        fs::create_dir_all(&folder).context(folder.display())?;
+        (case.prepare)(&self.parts, &folder).context(format_args!("preparing {}", case.name))?;
+        write(&folder.join("run.sh"), run_script(case))
+    }
+
+    /// The folder of a case as it was made.
+    pub(crate) fn case_before(&self, case: &Case) -> PathBuf {
+        self.tree.join("cases").join(case.name)
+    }
+
+    /// Makes the disk of the folder.
+    pub(crate) fn disk(&self) -> Result<PathBuf> {
+        let disk = self.run.join("work.img");
+        File::create(&disk).context(disk.display())?;
+        filesystem::make(&disk, SIZE, &self.tree)?;
+        Ok(disk)
+    }
+}
+
+/// The command line of our VMM for a case, as a shell script that runs in the case's folder.
+fn run_script(case: &Case) -> String {
+    let mut words: Vec<String> =
+        ["--kernel", "/lab/bzImage", "--initrd", "/lab/guest.cpio"].map(str::to_owned).to_vec();
+    words.extend(["--cmdline".to_owned(), case.words()]);
+    words.extend(["--memory", "256M", "--vcpus"].map(str::to_owned));
+    words.push(case.processors.to_string());
+    for device in case.devices {
+        words.extend(["--device".to_owned(), (*device).to_owned()]);
+    }
+    words.extend(case.options.iter().map(|word| (*word).to_owned()));
+    format!("exec /lab/bin/microvm {}\n", quoted(&words))
+}
+
+/// Words as a shell takes them apart again.
+pub(crate) fn quoted<S: AsRef<str>>(words: &[S]) -> String {
+    words
+        .iter()
+        .map(|word| {
+            let word = word.as_ref();
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_/.,=:".contains(&byte);
+            if !word.is_empty() && word.bytes().all(plain) {
+                word.to_owned()
+            } else {
+                format!("'{}'", word.replace('\'', r"'\''"))
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_change_them() {
+        assert_eq!(quoted(&["a", "b -> c"]), "a 'b -> c'");
+        assert_eq!(quoted(&["it's", ""]), r"'it'\''s' ''");
+    }
+
+    #[test]
+    fn the_script_of_a_case_names_its_devices() {
+        let case = Case { name: "x", devices: &["virtio-blk -> null,size=1M"], ..crate::lab::cases::BLANK };
+        let script = run_script(&case);
+        assert!(script.contains("--device 'virtio-blk -> null,size=1M'"));
+        assert!(script.contains("'console=ttyS0 quiet panic=-1 lab.case=x'"));
+    }
+}

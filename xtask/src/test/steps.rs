@@ -1,0 +1,69 @@
+//! The table of steps. A new step is a line in it.
+
+use crate::cmd::{self, Cmd};
+use crate::error::{Error, Result};
+use crate::lab;
+use crate::setup::{self, Tool};
+
+/// One check.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// One line about it.
+    pub about: &'static str,
+    /// The programs it needs beside cargo; set up before it runs.
+    pub tools: &'static [Tool],
+    /// Does it.
+    pub run: fn() -> Result<()>,
+}
+
+/// All steps, in the order in which they run: what fails fast comes first.
+#[rustfmt::skip]
+pub(crate) const STEPS: [Step; 6] = [
+    Step { name: "format", about: "rustfmt changes nothing", tools: &[], run: format },
+    Step { name: "clippy", about: "no warning in any target", tools: &[setup::CC], run: clippy },
+    Step { name: "alone", about: "each library alone, without default features", tools: &[setup::CC], run: alone },
+    Step { name: "unit", about: "unit and integration tests", tools: &[setup::CC], run: unit },
+    Step { name: "doc", about: "the examples in the documentation", tools: &[setup::CC], run: doc },
+    Step { name: "lab", about: "our devices under KVM with a stock Linux guest", tools: &lab::TOOLS, run: the_lab },
+];
+
+/// The crates that others build on.
+const LIBRARIES: [&str; 6] =
+    ["iovirt-core", "iovirt-frontends", "iovirt-backends", "iovirt-iommu", "iovirt-sched", "iovirt"];
+
+fn format() -> Result<()> {
+    Cmd::cargo().args(["fmt", "--all", "--check"]).show()
+}
+
+fn clippy() -> Result<()> {
+    let arguments = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    Cmd::cargo().args(arguments).show()
+}
+
+fn alone() -> Result<()> {
+    for library in LIBRARIES {
+        let arguments = ["check", "--no-default-features", "--package", library];
+        Cmd::cargo().args(arguments).show()?;
+    }
+    Ok(())
+}
+
+fn unit() -> Result<()> {
+    if cmd::find("cargo-nextest").is_some() {
+        let arguments = ["nextest", "run", "--workspace", "--no-fail-fast"];
+        return Cmd::cargo().args(arguments).show();
+    }
+    println!("cargo-nextest is not installed: the tests run with cargo test");
+    let arguments = ["test", "--workspace", "--all-targets", "--no-fail-fast"];
+    Cmd::cargo().args(arguments).show()
+}
+
+fn doc() -> Result<()> {
+    Cmd::cargo().args(["test", "--doc", "--workspace"]).show()
+}
+
+fn the_lab() -> Result<()> {
+    if lab::run_all()? { Ok(()) } else { Err(Error::new("not every case passed")) }
+}
