@@ -195,8 +195,8 @@ impl SplitQueue {
         if head.0 >= size {
             return Err(self.fail(RingError::HeadOutOfRange { head: head.0, size }));
         }
-        let table = Table { area: &self.areas.desc, size, features: self.features };
-        chain.fill(&table, head.0, view).map_err(|error| self.fail(error))
+        let filled = chain.fill(&self.areas.table, head.0, view);
+        filled.map_err(|error| self.fail(error))
     }
 
     /// Reads how far the driver is. True if there is something to take.
