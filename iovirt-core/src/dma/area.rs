@@ -87,16 +87,17 @@ impl<const ALIGN: usize> MappedArea<ALIGN> {
     accessors!(load_u32, store_u32, u32, AtomicU32);
     accessors!(load_u64, store_u64, u64, AtomicU64);
 
-    /// Loads two neighbouring little-endian `u64` at `offset`, relaxed and each by itself: a descriptor.
+    /// Loads two neighbouring little-endian `u64` at `offset`, relaxed and each by itself: a descriptor. `None`
+    /// beyond the end, so that the check of a driver's index is the check of the bounds.
     #[inline]
-    pub fn load_u64_pair(&self, offset: usize) -> [u64; 2] {
-        let first = self.place::<u64>(offset, 2, self.host.len());
+    pub fn load_u64_pair(&self, offset: usize) -> Option<[u64; 2]> {
+        let first = self.get::<u64>(offset, 2, self.host.len())?;
         let load = |place: *mut u8| {
             // SAFETY: bounds were checked for both, alignment for the first, thus for both; otherwise as for
             // `load_u64`.
             u64::from_le(unsafe { AtomicU64::from_ptr(place.cast()) }.load(Ordering::Relaxed))
         };
-        [load(first), load(first.wrapping_add(size_of::<u64>()))]
+        Some([load(first), load(first.wrapping_add(size_of::<u64>()))])
     }
 
     /// Stores two neighbouring little-endian `u32` at `offset`, relaxed and each by itself: a used element.
@@ -158,11 +159,16 @@ impl<const ALIGN: usize> MappedArea<ALIGN> {
     /// is aligned to `ALIGN`, which is no less than the integer's, so the offset tells.
     #[inline]
     fn place<Int>(&self, offset: usize, count: usize, limit: usize) -> *mut u8 {
+        self.get::<Int>(offset, count, limit).expect("access beyond a mapped area")
+    }
+
+    /// The same, where beyond the end is an answer.
+    #[inline]
+    fn get<Int>(&self, offset: usize, count: usize, limit: usize) -> Option<*mut u8> {
         const { assert!(size_of::<Int>() <= ALIGN) };
         assert!(offset.is_multiple_of(size_of::<Int>()), "misaligned access to a mapped area");
-        let end = offset.checked_add(count * size_of::<Int>());
-        assert!(end.is_some_and(|end| end <= limit), "access beyond a mapped area");
-        self.host.as_ptr().wrapping_add(offset)
+        let end = offset.checked_add(count * size_of::<Int>())?;
+        (end <= limit).then(|| self.host.as_ptr().wrapping_add(offset))
     }
 }
 
