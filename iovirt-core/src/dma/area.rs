@@ -31,8 +31,7 @@ macro_rules! accessors {
         #[doc = concat!("Loads the little-endian `", stringify!($int), "` at `offset`.")]
         #[inline]
         pub fn $load(&self, offset: usize, ordering: Ordering) -> $int {
-            const { assert!(size_of::<$int>() <= ALIGN) };
-            let place = self.place(offset, size_of::<$int>(), self.host.len());
+            let place = self.place::<$int>(offset, 1, self.host.len());
             // SAFETY: `place` checked bounds and alignment; the map keeps the memory mapped, and the atomic
             // reference lives for this access only. Others access ring fields atomically or not from Rust.
             <$int>::from_le(unsafe { <$atomic>::from_ptr(place.cast()) }.load(ordering))
@@ -41,8 +40,7 @@ macro_rules! accessors {
         #[doc = concat!("Stores `value` at `offset` as a little-endian `", stringify!($int), "`.")]
         #[inline]
         pub fn $store(&self, offset: usize, value: $int, ordering: Ordering) {
-            const { assert!(size_of::<$int>() <= ALIGN) };
-            let place = self.place(offset, size_of::<$int>(), self.writable);
+            let place = self.place::<$int>(offset, 1, self.writable);
             // SAFETY: as for the load, and `writable` is zero unless devices may write the region.
             unsafe { <$atomic>::from_ptr(place.cast()) }.store(value.to_le(), ordering);
         }
@@ -89,18 +87,17 @@ impl<const ALIGN: usize> MappedArea<ALIGN> {
     accessors!(load_u32, store_u32, u32, AtomicU32);
     accessors!(load_u64, store_u64, u64, AtomicU64);
 
-    /// Loads two neighbouring little-endian `u64` at `offset`, a multiple of 16, relaxed and each by itself: a
-    /// descriptor.
+    /// Loads two neighbouring little-endian `u64` at `offset`, relaxed and each by itself: a descriptor. `None`
+    /// beyond the end, so that the check of a driver's index is the check of the bounds.
     #[inline]
-    pub fn load_u64_pair(&self, offset: usize) -> [u64; 2] {
-        const { assert!(size_of::<u64>() <= ALIGN) };
-        let first = self.place(offset, size_of::<[u64; 2]>(), self.host.len());
+    pub fn load_u64_pair(&self, offset: usize) -> Option<[u64; 2]> {
+        let first = self.get::<u64>(offset, 2, self.host.len())?;
         let load = |place: *mut u8| {
             // SAFETY: bounds were checked for both, alignment for the first, thus for both; otherwise as for
             // `load_u64`.
             u64::from_le(unsafe { AtomicU64::from_ptr(place.cast()) }.load(Ordering::Relaxed))
         };
-        [load(first), load(first.wrapping_add(size_of::<u64>()))]
+        Some([load(first), load(first.wrapping_add(size_of::<u64>()))])
     }
 
     /// Stores two neighbouring little-endian `u32` at `offset`, relaxed and each by itself: a used element.
@@ -110,9 +107,7 @@ impl<const ALIGN: usize> MappedArea<ALIGN> {
     /// As the other accessors, where the offset is out of range or misaligned.
     #[inline]
     pub fn store_u32_pair(&self, offset: usize, values: [u32; 2]) {
-        const { assert!(size_of::<u32>() <= ALIGN) };
-        assert!(offset.is_multiple_of(size_of::<u32>()), "misaligned access to a mapped area");
-        let first = self.bounded(offset, size_of::<[u32; 2]>(), self.writable);
+        let first = self.place::<u32>(offset, 2, self.writable);
         let store = |place: *mut u8, value: u32| {
             // SAFETY: bounds were checked for both, alignment for the first, thus for both; otherwise as for
             // `store_u32`.
@@ -164,18 +159,20 @@ impl<const ALIGN: usize> MappedArea<ALIGN> {
         }
     }
 
-    /// The address of `size` bytes at `offset`, checked against `limit` and for natural alignment: the area is
-    /// aligned to `ALIGN`, so the offset tells.
+    /// The address of `count` integers at `offset`, checked against `limit` and for natural alignment. The area
+    /// is aligned to `ALIGN`, which is no less than the integer's, so the offset tells.
     #[inline]
-    fn place(&self, offset: usize, size: usize, limit: usize) -> *mut u8 {
-        assert!(offset.is_multiple_of(size), "misaligned access to a mapped area");
-        self.bounded(offset, size, limit)
+    fn place<Int>(&self, offset: usize, count: usize, limit: usize) -> *mut u8 {
+        self.get::<Int>(offset, count, limit).expect("access beyond a mapped area")
     }
 
+    /// The same, where beyond the end is an answer.
     #[inline]
-    fn bounded(&self, offset: usize, size: usize, limit: usize) -> *mut u8 {
-        assert!(offset.checked_add(size).is_some_and(|end| end <= limit), "access beyond a mapped area");
-        self.host.as_ptr().wrapping_add(offset)
+    fn get<Int>(&self, offset: usize, count: usize, limit: usize) -> Option<*mut u8> {
+        const { assert!(size_of::<Int>() <= ALIGN) };
+        assert!(offset.is_multiple_of(size_of::<Int>()), "misaligned access to a mapped area");
+        let end = offset.checked_add(count * size_of::<Int>())?;
+        (end <= limit).then(|| self.host.as_ptr().wrapping_add(offset))
     }
 }
 

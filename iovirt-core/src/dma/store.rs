@@ -136,13 +136,13 @@ impl Store {
     #[inline]
     fn append(&mut self, segment: Segment, max: usize) -> Result<(), DmaError> {
         let (tail, len) = (self.tail, segment.len());
-        // Both are of one length. That both are looked at, one after the other, spares a check each below.
-        if let Some(iov) = self.iov.get_mut(tail)
-            && let Some(addr) = self.addr.get_mut(tail)
-        {
+        if let Some(iov) = self.iov.get_mut(tail) {
             self.len = self.len.checked_add(len).ok_or(DmaError::Overflow { addr: segment.addr(), len })?;
             *iov = segment.iovec();
-            *addr = segment.addr();
+            debug_assert_eq!(self.iov.len(), self.addr.len());
+            // SAFETY: `iov` and `addr` always have the same length: they are made and grown together, in
+            // `with_capacity` and `make_room` only. The check of one is the check of both.
+            *unsafe { self.addr.get_unchecked_mut(tail) } = segment.addr();
             self.tail = tail + 1;
             return Ok(());
         }

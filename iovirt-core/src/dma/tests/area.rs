@@ -20,6 +20,21 @@ fn fields_are_little_endian() {
 }
 
 #[test]
+fn pairs_are_two_fields() {
+    let view = view();
+    let area = view.map_area::<8>(0x100, 0x20, Access::Write).unwrap();
+    area.store_u32_pair(4, [1, 2]);
+    area.store_u32_pair(0x18, [3, 4]);
+    assert_eq!(area.load_u64_pair(0), Some([1 << 32, 2]));
+    assert_eq!(area.load_u64_pair(0x10), Some([0, 3 | 4 << 32]));
+    assert_eq!((area.load_u64_pair(0x18), area.load_u64_pair(usize::MAX - 7)), (None, None));
+    for offset in [0x1c, 0x20, 0x1e, usize::MAX - 3] {
+        let store = || area.store_u32_pair(offset, [0, 0]);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(store)).is_err());
+    }
+}
+
+#[test]
 fn an_area_must_be_in_one_piece() {
     let view = view();
     assert_eq!(

@@ -192,6 +192,22 @@ fn only_guest_memory_is_marked() {
 }
 
 #[test]
+fn lists_exchange_what_they_hold() {
+    let view = view();
+    let mut chain = guest(&view, &[(0x1ff0, 0x20)], Access::Read);
+    let mut request = SgList::with_limits(SgLimits { segments: 2, host_bytes: 100 });
+    request.arm(3);
+    request.push_host(10).unwrap();
+    request.fill(0, 10, 5).unwrap();
+    request.swap_segments(&mut chain).unwrap();
+    assert_eq!((request.len(), request.is_read_only(), request.disarm()), (0x20, true, Some(3)));
+    assert_eq!((bytes(&chain), chain.disarm()), (vec![5; 10], None));
+    let mut small = SgList::with_limits(SgLimits { segments: 1, host_bytes: 0 });
+    assert_eq!(small.swap_segments(&mut request), Err(DmaError::TooManySegments { max: 1 }));
+    assert_eq!((small.len(), request.len()), (0, 0x20));
+}
+
+#[test]
 fn zeroes_are_seen() {
     let view = view();
     let mut list = guest(&view, &[(0x100, 0x1000), (0x2000, 100)], Access::Write);

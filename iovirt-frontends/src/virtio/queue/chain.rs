@@ -42,6 +42,19 @@ pub(super) struct Table {
     pub(super) features: RingFeatures,
 }
 
+impl Table {
+    /// The error for an index beyond the table, which is the head's or some `next`.
+    #[cold]
+    fn no_descriptor(&self, head: u16, index: u16) -> RingError {
+        let size = self.size;
+        if head >= size {
+            RingError::HeadOutOfRange { head, size }
+        } else {
+            RingError::NextOutOfRange { next: index, size }
+        }
+    }
+}
+
 impl Chain {
     /// Most entries of an indirect table in a queue smaller than that.
     pub const MAX_INDIRECT: u16 = 1024;
@@ -85,14 +98,16 @@ impl Chain {
         self.writable.clear();
     }
 
-    /// Resolves the chain that starts at `head`, which must be below the queue size.
+    /// Resolves the chain that starts at `head`.
     #[inline]
     pub(super) fn fill(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {
         self.clear();
         let mut index = head;
         let mut order = Order { head, writing: false };
         for _ in 0..table.size {
-            let descriptor = Descriptor::load(&table.area, index);
+            let Some(descriptor) = Descriptor::load(&table.area, index) else {
+                return Err(table.no_descriptor(head, index));
+            };
             if descriptor.has(DESC_INDIRECT) {
                 self.follow(table, descriptor, order, view)?;
                 return self.check_len(head);
@@ -102,11 +117,9 @@ impl Chain {
                 return self.check_len(head);
             }
             index = descriptor.next();
-            if index >= table.size {
-                return Err(RingError::NextOutOfRange { next: index, size: table.size });
-            }
         }
-        Err(RingError::Loop { head })
+        // A `next` beyond the table in the last place is one too many either way.
+        Err(if index < table.size { RingError::Loop { head } } else { table.no_descriptor(head, index) })
     }
 
     #[inline]

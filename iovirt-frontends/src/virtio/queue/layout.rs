@@ -64,11 +64,11 @@ pub(super) struct Descriptor {
 }
 
 impl Descriptor {
-    /// Reads descriptor `index` of the table; it must be below the queue size.
+    /// Reads descriptor `index` of the table, which ends with the last one; `None` if there is none such.
     #[inline]
-    pub(super) fn load(table: &MappedArea<DESC_ALIGN>, index: u16) -> Self {
-        let [addr, rest] = table.load_u64_pair(DESC_SIZE as usize * usize::from(index));
-        Self::new(addr, rest)
+    pub(super) fn load(table: &MappedArea<DESC_ALIGN>, index: u16) -> Option<Self> {
+        let [addr, rest] = table.load_u64_pair(DESC_SIZE as usize * usize::from(index))?;
+        Some(Self::new(addr, rest))
     }
 
     /// From the sixteen bytes of an indirect table's entry.

@@ -174,9 +174,6 @@ impl SplitQueue {
         let size = self.config.size;
         let slot = usize::from(self.next_avail & (size - 1));
         let head = self.areas.avail.load_u16(RING_ELEMENTS + layout::AVAIL_ELEMENT * slot, Ordering::Relaxed);
-        if head >= size {
-            return Err(self.fail(RingError::HeadOutOfRange { head, size }));
-        }
         if let Err(error) = chain.fill(&self.areas.table, head, view) {
             return Err(self.fail(error));
         }
@@ -191,11 +188,8 @@ impl SplitQueue {
     /// As for [`SplitQueue::pop`].
     pub fn reread(&mut self, view: &DmaView, head: Head, chain: &mut Chain) -> Result<(), RingError> {
         self.refresh(view)?;
-        let size = self.config.size;
-        if head.0 >= size {
-            return Err(self.fail(RingError::HeadOutOfRange { head: head.0, size }));
-        }
-        chain.fill(&self.areas.table, head.0, view).map_err(|error| self.fail(error))
+        let filled = chain.fill(&self.areas.table, head.0, view);
+        filled.map_err(|error| self.fail(error))
     }
 
     /// Reads how far the driver is. True if there is something to take.

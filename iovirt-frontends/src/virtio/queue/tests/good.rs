@@ -156,6 +156,23 @@ fn popped_chains_can_be_put_back() {
 }
 
 #[test]
+fn a_saved_chain_is_read_again() {
+    let mut rig = Rig::new(8, ALL);
+    disk_read(&rig, 2);
+    rig.offer(2);
+    let head = rig.pop().unwrap().unwrap();
+    let state = rig.queue.state();
+    assert_eq!((state.next_avail, state.next_used), (1, 0));
+    let mut queue = SplitQueue::restore(&state, ALL, &rig.view).unwrap();
+    let mut chain = Chain::new();
+    queue.reread(&rig.view, Head::from_saved(head.index()), &mut chain).unwrap();
+    assert_eq!((chain.readable().len(), chain.writable().len()), (16, 4097));
+    assert_eq!(queue.pop(&rig.view, &mut chain), Ok(None));
+    let error = RingError::HeadOutOfRange { head: 8, size: 8 };
+    assert_eq!(queue.reread(&rig.view, Head::from_saved(8), &mut chain), Err(error));
+}
+
+#[test]
 fn a_new_memory_map_is_taken_up() {
     let mut rig = Rig::new(4, PLAIN);
     rig.desc(0, desc(BUFFERS, 1, 0, 0));

@@ -27,9 +27,14 @@ struct Spec {
 fn any_spec(indirect: bool) -> impl Strategy<Value = Spec> {
     let near = (BUFFERS..END - 0x400, 0u32..0x400);
     let far = (FAR..FAR + 0x3c00, 0u32..0x400);
-    let buffers = proptest::collection::vec(prop_oneof![3 => near, 1 => far], 1..5);
-    let tail = if indirect { proptest::option::of(1usize..5).boxed() } else { Just(None).boxed() };
-    (buffers, 0usize..5, tail).prop_map(|(buffers, writable, indirect)| Spec { buffers, writable, indirect })
+    // Mostly short, sometimes as long as the ring and longer.
+    let count = prop_oneof![5 => 1usize..5, 1 => 10usize..20];
+    let buffers = count.prop_flat_map(move |count| {
+        let (near, far) = (near.clone(), far.clone());
+        proptest::collection::vec(prop_oneof![3 => near, 1 => far], count)
+    });
+    let tail = if indirect { proptest::option::of(1usize..20).boxed() } else { Just(None).boxed() };
+    (buffers, 0usize..20, tail).prop_map(|(buffers, writable, indirect)| Spec { buffers, writable, indirect })
 }
 
 #[derive(Debug, Clone)]
