@@ -64,3 +64,13 @@ pub use iovirt_sched as sched;
 pub fn list_stages() -> String {
     registry::Registry::standard().list_stages()
 }
+
+/// The examples of the texts beside the code, compiled and run.
+#[cfg(doctest)]
+mod texts {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../docs/virtio-mmio.md")]
+    struct VirtioMmio;
+}
