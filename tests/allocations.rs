@@ -5,8 +5,8 @@ mod common;
 use common::{ALL, Rig};
 use iovirt::describe::Description;
 use iovirt::registry::Registry;
-use iovirt_core::test_utils::{CountingAllocator, count_allocations};
 use iovirt_core::test_utils::virtio::{BlkDriver, BlkOp, BlkStatus};
+use iovirt_core::test_utils::{CountingAllocator, count_allocations};
 use iovirt_frontends::virtio::blk::BlkConfig;
 
 #[global_allocator]
@@ -47,7 +47,11 @@ fn check(text: &str) {
     };
     let warm_up = round(&mut driver);
     let after: u64 = (0..5).map(|_| round(&mut driver)).sum();
-    println!("{text}: {warm_up} allocations in the first {} requests, {after} in the next {}", 40 * DEPTH, 200 * DEPTH);
+    println!(
+        "{text}: {warm_up} allocations in the first {} requests, {after} in the next {}",
+        40 * DEPTH,
+        200 * DEPTH
+    );
     assert_eq!(after, 0, "{text}");
 }
 
