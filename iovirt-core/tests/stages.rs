@@ -4,7 +4,7 @@
 use iovirt_core::pipeline::{BoxBackend, Event, EventListener, Pipeline};
 use iovirt_core::prelude::*;
 use iovirt_core::request::block::Durability;
-use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOp, BlockOutput, BlockRequest};
+use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOutput, BlockRequest};
 use iovirt_core::stage::{EmulateFua, Flow, Held, Hook, HookLayer, HookStage, Return};
 use iovirt_core::test_utils::{BlockIo, Driver, IoDone, ManualBackend, ManualHandle, VirtualClock};
 use iovirt_core::worker::UringPolicy;
@@ -438,7 +438,9 @@ fn a_ticket_is_done_from_other_threads() {
             std::thread::spawn(move || share.done())
         })
         .collect();
-    workers.into_iter().for_each(|worker| worker.join().unwrap());
+    for worker in workers {
+        worker.join().unwrap();
+    }
     assert!(!ticket.is_done(), "the first participant is not done");
     completer.done();
     assert_eq!(ticket.wait(Duration::ZERO), Some(Outcome::Done));

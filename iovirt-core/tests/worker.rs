@@ -1,5 +1,9 @@
 //! The worker: wake-ups from other threads, time, watches, lanes, and an embedder's event loop.
 #![cfg(feature = "test-utils")]
+#![expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method alone is not general enough in its lifetime"
+)]
 
 use iovirt_core::prelude::*;
 use iovirt_core::test_utils::{Simulation, VirtualClock};
@@ -24,6 +28,7 @@ impl<F: FnMut(&mut WorkerContext<'_>) -> Turn> Lane for By<F> {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what `add_lane` takes")]
 fn lane(turn: impl FnMut(&mut WorkerContext<'_>) -> Turn + 'static) -> Option<Box<dyn Lane>> {
     Some(Box::new(By(turn)))
 }

@@ -12,7 +12,7 @@ use iovirt_core::request::block::{
 };
 use iovirt_core::stage::{Client, Finished, open_with_fua};
 use iovirt_core::worker::{Turn, WorkerContext};
-use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Tag};
+use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Request, Tag};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use virtio_bindings::virtio_blk as bindings;
@@ -34,8 +34,6 @@ pub(super) struct BlkQueue {
     shared: Arc<BlkShared>,
     client: Client<BlockRequest, Pending>,
     chain: Chain,
-    /// The status byte of the chain at hand.
-    chain_status: SgList,
     /// The status byte of each request in flight, by tag.
     status: Vec<SgList>,
 }
@@ -61,7 +59,7 @@ impl BlkQueue {
         let mut status = Vec::new();
         let one_byte = || SgList::with_limits(SgLimits { segments: 1, host_bytes: 0 });
         status.resize_with(depth.get(), one_byte);
-        Ok(Self { shared, client, chain: Chain::new(), chain_status: one_byte(), status })
+        Ok(Self { shared, client, chain: Chain::new(), status })
     }
 
     /// Takes up to `budget` chains and says how many it took.
@@ -100,7 +98,7 @@ impl BlkQueue {
         (head, tag, mut sg): (Head, Tag, Box<SgList>),
         fua: bool,
     ) -> Result<(), QueueError> {
-        let parsed = match request::parse(&mut self.chain, &mut self.chain_status) {
+        let parsed = match request::parse(&mut self.chain, &mut self.status[tag.index()]) {
             Ok(parsed) => parsed,
             Err(error) => {
                 self.client.abandon(tag, sg);
@@ -114,7 +112,7 @@ impl BlkQueue {
                 if sg.swap_segments(data).is_err() {
                     // More segments than the device said it takes.
                     self.client.abandon(tag, sg);
-                    self.answer(ring, head, Parsed::Invalid);
+                    self.answer(ring, (head, tag), Parsed::Invalid);
                     return Ok(());
                 }
                 BlockRequest::transfer(op, tag, offset, sg)
@@ -125,7 +123,7 @@ impl BlkQueue {
             }
             Parsed::GetId | Parsed::Unsupported | Parsed::Invalid => {
                 self.client.abandon(tag, sg);
-                self.answer(ring, head, parsed);
+                self.answer(ring, (head, tag), parsed);
                 return Ok(());
             }
         };
@@ -133,7 +131,7 @@ impl BlkQueue {
             Ok(request) => self.submit(cx, head, request, fua),
             Err(Refused { sg, .. }) => {
                 self.client.abandon(tag, sg);
-                self.answer(ring, head, Parsed::Invalid);
+                self.answer(ring, (head, tag), Parsed::Invalid);
             }
         }
         Ok(())
@@ -141,7 +139,6 @@ impl BlkQueue {
 
     #[inline]
     fn submit(&mut self, cx: &mut WorkerContext<'_>, head: Head, mut request: BlockRequest, fua: bool) {
-        use iovirt_core::Request;
         let tag = request.tag();
         let mut reads = 0;
         match request.op() {
@@ -153,13 +150,12 @@ impl BlkQueue {
             }
             _ => {}
         }
-        std::mem::swap(&mut self.status[tag.index()], &mut self.chain_status);
         self.client.submit(cx, request, Pending { head, tag, reads });
     }
 
     /// Answers a chain without the help of what is below.
     #[cold]
-    fn answer(&mut self, ring: &mut Ring, head: Head, parsed: Parsed) {
+    fn answer(&mut self, ring: &mut Ring, (head, tag): (Head, Tag), parsed: Parsed) {
         let mut written = 0;
         let status = match parsed {
             Parsed::GetId => {
@@ -177,7 +173,7 @@ impl BlkQueue {
             Parsed::Unsupported => bindings::VIRTIO_BLK_S_UNSUPP,
             _ => bindings::VIRTIO_BLK_S_IOERR,
         };
-        finish(ring, &mut self.chain_status, head, written, status as u8);
+        finish(ring, &mut self.status[tag.index()], head, written, status as u8);
     }
 
     #[inline]
