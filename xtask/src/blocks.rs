@@ -62,6 +62,7 @@ struct Block {
 const IN_PROCESS: &str = "tests/in_process.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
+const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
@@ -79,7 +80,7 @@ const BLOCKS: [Block; 8] = [
             In(ROOTFS, "virtio-blk ->"),
             In(PATH_BENCH, "VirtioBlk::new"),
             In("iovirt-frontends/src/virtio/lane.rs", "pub struct QueueCounters"),
-            Open,
+            In("tests/durability.rs", "Oracle"),
             In(IN_PROCESS, "fn saved_in_one_device_and_restored_in_another"),
         ],
     },
@@ -190,7 +191,7 @@ const BLOCKS: [Block; 8] = [
         kind: "part of `file`",
         source: "iovirt-backends/src/block/align/mod.rs",
         proofs: [
-            In("iovirt-backends/src/block/file/tests/conformance.rs", "fn on_a_device_of_large_blocks"),
+            In(ALIGN, "conformance::run"),
             Open,
             Needless,
             Needless,
@@ -198,7 +199,7 @@ const BLOCKS: [Block; 8] = [
             In(DIRECT, "fn random_operations_on_devices_of_both"),
             Open,
             Open,
-            In(DIRECT, "proptest!"),
+            In(ALIGN, "proptest!"),
             Needless,
         ],
     },
