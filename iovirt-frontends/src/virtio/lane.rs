@@ -257,7 +257,9 @@ impl QueueLane {
         let Some(ring) = &mut self.ring else { return Ok(Turn::Idle) };
         match self.phase {
             Phase::Running => {
-                ring.refresh()?;
+                if ring.refresh()? {
+                    self.work.memory_changed(ring.view());
+                }
                 if !self.resubmit.is_empty() {
                     let heads = std::mem::take(&mut self.resubmit);
                     self.work.resubmit(cx, ring, &heads)?;
@@ -265,7 +267,9 @@ impl QueueLane {
                 self.work.serve(cx, ring)
             }
             Phase::Draining(_) | Phase::Paused => {
-                ring.refresh()?;
+                if ring.refresh()? {
+                    self.work.memory_changed(ring.view());
+                }
                 self.work.settle(cx, Some(ring))?;
                 Ok(Turn::Idle)
             }

@@ -56,7 +56,7 @@ fn a_descriptor_must_fit_the_configuration() {
     assert_eq!(refusal(&both(), plain.clone()), None);
     assert_eq!(refusal(OpenOptions::new().read(true), reading.clone()), None);
     for (options, config, words) in [
-        (OpenOptions::new().read(true), plain.clone(), "read-only=on"),
+        (OpenOptions::new().read(true), plain.clone(), "readonly=on"),
         (OpenOptions::new().write(true), reading, "not opened for reading"),
         (OpenOptions::new().read(true).append(true), plain.clone(), "O_APPEND"),
         (&mut both(), on.clone(), "direct=off"),
