@@ -48,9 +48,11 @@ pub use row::{Family, KeyInfo, Maturity, Need, StageInfo, StageKind, StageRow, V
 use crate::describe::{Chain, DescribeError, DescribeErrorKind, Description, Node, Place, StageSpec};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::request::net::NetRequest;
 use iovirt_frontends::virtio::VirtioDevice;
 use iovirt_frontends::virtio::blk::{BlkConfig, VirtioBlk};
-use row::Build;
+use iovirt_frontends::virtio::net::{NetConfig, VirtioNet};
+use row::{Build, Buildable, Make};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -115,7 +117,7 @@ impl Registry {
     /// The first thing that is wrong.
     pub fn check(&self, description: &Description) -> Result<(), DescribeError> {
         let frontend = &description.frontend;
-        let row = self.expect(frontend, StageKind::FrontEnd)?;
+        let row = self.expect(frontend, StageKind::FrontEnd, None)?;
         Options::check(row.info(), frontend)?;
         self.check_chain(&description.below, row.info().family)
     }
@@ -125,7 +127,7 @@ impl Registry {
     /// # Errors
     /// Where it is no front-end, or a key or a value is none that it has.
     pub fn frontend_options<'a>(&'a self, spec: &'a StageSpec) -> Result<Options<'a>, DescribeError> {
-        Options::check(self.expect(spec, StageKind::FrontEnd)?.info(), spec)
+        Options::check(self.expect(spec, StageKind::FrontEnd, None)?.info(), spec)
     }
 
     /// Builds a virtio device and what is below it, for any transport.
@@ -134,15 +136,26 @@ impl Registry {
     /// As [`Registry::build_block`], and where the front-end is not a virtio device of this build or refuses its options.
     pub fn build_virtio(&self, description: &Description) -> Result<Arc<dyn VirtioDevice>, DescribeError> {
         self.check(description)?;
-        let spec = &description.frontend;
+        let (spec, below) = (&description.frontend, &description.below);
         let options = self.frontend_options(spec)?;
-        if spec.name() != BlkConfig::INFO.name {
-            let kind = DescribeErrorKind::Unavailable { stage: spec.name().into() };
-            return Err(DescribeError::new(spec.place(), kind));
+        if spec.name() == BlkConfig::INFO.name {
+            let disk = VirtioBlk::new(BlkConfig::from_options(&options)?, self.build_block(below)?);
+            return Ok(Arc::new(disk.map_err(|error| options.refused(error))?));
         }
-        let config = BlkConfig::from_options(&options)?;
-        let disk = VirtioBlk::new(config, self.build_block(&description.below)?);
-        Ok(Arc::new(disk.map_err(|error| options.refused(error))?))
+        if spec.name() == NetConfig::INFO.name {
+            let card = VirtioNet::new(NetConfig::from_options(&options)?, self.build_net(below)?);
+            return Ok(Arc::new(card.map_err(|error| options.refused(error))?));
+        }
+        let kind = DescribeErrorKind::Unavailable { stage: spec.name().into() };
+        Err(DescribeError::new(spec.place(), kind))
+    }
+
+    /// The family of requests that a front-end makes.
+    ///
+    /// # Errors
+    /// Where it is no front-end.
+    pub fn family(&self, frontend: &StageSpec) -> Result<Family, DescribeError> {
+        Ok(self.expect(frontend, StageKind::FrontEnd, None)?.info().family)
     }
 
     /// Builds what is below a block device, through [`Pipeline::boxed`].
@@ -150,17 +163,21 @@ impl Registry {
     /// # Errors
     /// Where the chain does not pass the [check](Registry::check), or a stage refuses its options or what is below it.
     pub fn build_block(&self, chain: &Chain) -> Result<BoxBackend<BlockRequest>, DescribeError> {
-        self.check_chain(chain, Family::Block)?;
-        let backend = self.make(&chain.backend.stage, |build, options| match build {
-            Build::BlockBackend(make) => Some(make(options)),
-            _ => None,
-        })?;
-        let interposer = |spec| {
-            self.make(spec, |build, options| match build {
-                Build::BlockInterposer(make) => Some(make(options)),
-                _ => None,
-            })
-        };
+        self.build(chain)
+    }
+
+    /// Builds what is below a network card, through [`Pipeline::boxed`].
+    ///
+    /// # Errors
+    /// As [`Registry::build_block`].
+    pub fn build_net(&self, chain: &Chain) -> Result<BoxBackend<NetRequest>, DescribeError> {
+        self.build(chain)
+    }
+
+    fn build<R: Buildable>(&self, chain: &Chain) -> Result<BoxBackend<R>, DescribeError> {
+        self.check_chain(chain, R::OF)?;
+        let backend = self.make(&chain.backend.stage, R::backend)?;
+        let interposer = |spec| self.make(spec, R::interposer);
         let stages = chain.stages.iter().map(interposer).collect::<Result<_, _>>()?;
         Ok(Pipeline::boxed(stages, backend)?)
     }
@@ -169,14 +186,17 @@ impl Registry {
     fn make<T>(
         &self,
         spec: &StageSpec,
-        make: impl FnOnce(&Build, &Options<'_>) -> Option<Result<T, DescribeError>>,
+        builder: impl FnOnce(&Build) -> Option<&Make<T>>,
     ) -> Result<T, DescribeError> {
-        let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, None))?;
+        let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, None, None))?;
         let options = Options::check(row.info(), spec)?;
-        let made = make(row.build(), &options).unwrap_or_else(|| {
-            let stage = spec.name().into();
-            Err(DescribeError::new(Place::default(), DescribeErrorKind::Unavailable { stage }))
-        });
+        let made = builder(row.build()).map_or_else(
+            || {
+                let stage = spec.name().into();
+                Err(DescribeError::new(Place::default(), DescribeErrorKind::Unavailable { stage }))
+            },
+            |make| make(&options),
+        );
         made.map_err(|error| error.or_at(spec.place()))
     }
 
@@ -194,7 +214,7 @@ impl Registry {
     }
 
     fn check_stage(&self, spec: &StageSpec, kind: StageKind, family: Family) -> Result<(), DescribeError> {
-        let row = self.expect(spec, kind)?;
+        let row = self.expect(spec, kind, Some(family))?;
         let own = row.info().family;
         if own != family && own != Family::Any {
             let (is, wanted) = (own.name(), family.name());
@@ -205,9 +225,14 @@ impl Registry {
         Ok(())
     }
 
-    /// The row of a stage that is to be of that kind.
-    fn expect(&self, spec: &StageSpec, kind: StageKind) -> Result<&StageRow, DescribeError> {
-        let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, Some(kind)))?;
+    /// The row of a stage that is to be of that kind, in a pipeline of that family.
+    fn expect(
+        &self,
+        spec: &StageSpec,
+        kind: StageKind,
+        family: Option<Family>,
+    ) -> Result<&StageRow, DescribeError> {
+        let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, Some(kind), family))?;
         if row.kind() == kind {
             return Ok(row);
         }
@@ -216,8 +241,13 @@ impl Registry {
         Err(DescribeError::new(spec.place(), kind))
     }
 
-    fn unknown(&self, spec: &StageSpec, kind: Option<StageKind>) -> DescribeError {
-        let fits = |row: &&StageRow| kind.is_none_or(|kind| row.kind() == kind);
+    /// There is no such stage; those that fit the place are what is allowed.
+    fn unknown(&self, spec: &StageSpec, kind: Option<StageKind>, family: Option<Family>) -> DescribeError {
+        let fits = |row: &&StageRow| {
+            let own = row.info().family;
+            kind.is_none_or(|kind| row.kind() == kind)
+                && family.is_none_or(|family| own == family || own == Family::Any)
+        };
         let allowed = self.rows().filter(fits).map(|row| row.info().name.into()).collect();
         let kind = DescribeErrorKind::UnknownStage { name: spec.name().into(), allowed };
         DescribeError::new(spec.place(), kind)

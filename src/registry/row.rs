@@ -2,8 +2,10 @@
 
 use super::Options;
 use crate::describe::{DescribeError, parse_number, parse_size, parse_switch, parse_time};
+use iovirt_core::Request;
 use iovirt_core::pipeline::{BoxBackend, BoxInterposer};
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::request::net::NetRequest;
 use std::fmt::{self, Display, Formatter};
 
 /// What the table says of a stage.
@@ -89,6 +91,8 @@ pub enum Family {
     Any,
     /// Block requests.
     Block,
+    /// Network requests.
+    Net,
 }
 
 /// How far a stage is.
@@ -108,6 +112,10 @@ pub(super) enum Build {
     FrontEnd,
     BlockInterposer(Make<BoxInterposer<BlockRequest>>),
     BlockBackend(Make<BoxBackend<BlockRequest>>),
+    NetInterposer(Make<BoxInterposer<NetRequest>>),
+    NetBackend(Make<BoxBackend<NetRequest>>),
+    /// Stands above any family.
+    AnyInterposer(Make<BoxInterposer<BlockRequest>>, Make<BoxInterposer<NetRequest>>),
     /// Nothing in this build.
     Absent(StageKind),
 }
@@ -141,6 +149,31 @@ impl StageRow {
         Self { info, build: Build::BlockInterposer(Box::new(make)) }
     }
 
+    /// A back-end for network requests.
+    pub fn net_backend(
+        info: StageInfo,
+        make: impl Fn(&Options<'_>) -> Result<BoxBackend<NetRequest>, DescribeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { info, build: Build::NetBackend(Box::new(make)) }
+    }
+
+    /// An interposer for network requests.
+    pub fn net_interposer(
+        info: StageInfo,
+        make: impl Fn(&Options<'_>) -> Result<BoxInterposer<NetRequest>, DescribeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { info, build: Build::NetInterposer(Box::new(make)) }
+    }
+
+    /// An interposer for requests of any family: one builder for each.
+    pub fn any_interposer(
+        info: StageInfo,
+        block: impl Fn(&Options<'_>) -> Result<BoxInterposer<BlockRequest>, DescribeError> + Send + Sync + 'static,
+        net: impl Fn(&Options<'_>) -> Result<BoxInterposer<NetRequest>, DescribeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { info, build: Build::AnyInterposer(Box::new(block), Box::new(net)) }
+    }
+
     /// A stage that descriptions may name and that this build lacks: it is listed and checked, and building it says so.
     pub fn absent(info: StageInfo, kind: StageKind) -> Self {
         Self { info, build: Build::Absent(kind) }
@@ -155,8 +188,10 @@ impl StageRow {
     pub fn kind(&self) -> StageKind {
         match self.build {
             Build::FrontEnd => StageKind::FrontEnd,
-            Build::BlockInterposer(_) => StageKind::Interposer,
-            Build::BlockBackend(_) => StageKind::BackEnd,
+            Build::BlockInterposer(_) | Build::NetInterposer(_) | Build::AnyInterposer(..) => {
+                StageKind::Interposer
+            }
+            Build::BlockBackend(_) | Build::NetBackend(_) => StageKind::BackEnd,
             Build::Absent(kind) => kind,
         }
     }
@@ -249,6 +284,7 @@ impl Family {
         match self {
             Self::Any => "any",
             Self::Block => "block",
+            Self::Net => "net",
         }
     }
 }
@@ -259,5 +295,47 @@ impl Display for Maturity {
             Self::Experimental => "experimental",
             Self::Stable => "stable",
         })
+    }
+}
+
+/// A family of requests that pipelines can be built for.
+pub(super) trait Buildable: Request {
+    /// The family in the table.
+    const OF: Family;
+
+    /// The builder of a back-end of this family.
+    fn backend(build: &Build) -> Option<&Make<BoxBackend<Self>>>;
+
+    /// The builder of an interposer for this family.
+    fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>>;
+}
+
+impl Buildable for BlockRequest {
+    const OF: Family = Family::Block;
+
+    fn backend(build: &Build) -> Option<&Make<BoxBackend<Self>>> {
+        if let Build::BlockBackend(make) = build { Some(make) } else { None }
+    }
+
+    fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>> {
+        match build {
+            Build::BlockInterposer(make) | Build::AnyInterposer(make, _) => Some(make),
+            _ => None,
+        }
+    }
+}
+
+impl Buildable for NetRequest {
+    const OF: Family = Family::Net;
+
+    fn backend(build: &Build) -> Option<&Make<BoxBackend<Self>>> {
+        if let Build::NetBackend(make) = build { Some(make) } else { None }
+    }
+
+    fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>> {
+        match build {
+            Build::NetInterposer(make) | Build::AnyInterposer(_, make) => Some(make),
+            _ => None,
+        }
     }
 }

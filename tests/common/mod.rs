@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+pub(crate) mod raw;
+
 use iovirt_core::irq::CountingInterrupt;
 use iovirt_core::pipeline::BoxBackend;
 use iovirt_core::request::block::BlockRequest;

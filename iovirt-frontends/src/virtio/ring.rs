@@ -66,6 +66,13 @@ impl Ring {
         self.queue.reread(&self.view, head, chain)
     }
 
+    /// Puts the last `count` chains that were taken back, so that they are taken again. None of them may have been
+    /// returned.
+    #[inline]
+    pub fn undo_pop(&mut self, count: u16) {
+        self.queue.undo_pop(count);
+    }
+
     /// Returns a chain with `written` bytes written into it; the driver sees it after [`Ring::publish`].
     #[inline]
     pub fn push_used(&mut self, head: Head, written: u32) {

@@ -1,10 +1,12 @@
 //! The rows of the stages in this build: one file each, with the way from options to the stage's configuration and back.
 
 mod file;
+mod loopback;
 mod memory;
 mod null;
 mod stats;
 mod virtio_blk;
+mod virtio_net;
 
 use super::{Options, StageInfo, StageRow};
 use crate::describe::{DescribeError, StageSpec};
@@ -36,7 +38,15 @@ pub trait TypedStage: Sized {
 }
 
 pub(super) fn rows() -> Vec<StageRow> {
-    vec![virtio_blk::row(), stats::row(), null::row(), memory::row(), file::row()]
+    vec![
+        virtio_blk::row(),
+        virtio_net::row(),
+        stats::row(),
+        null::row(),
+        memory::row(),
+        file::row(),
+        loopback::row(),
+    ]
 }
 
 /// A description of a stage in the making, without the options that have their default.
