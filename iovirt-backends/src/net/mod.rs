@@ -3,12 +3,14 @@
 //! | back-end | what it is | lives in |
 //! |---|---|---|
 //! | [`loopback`] | what is sent comes back | nothing |
+//! | [`tap`] | a tap device of the host | the host's network |
 
 pub mod loopback;
+pub mod tap;
 
 mod finished;
 #[cfg(test)]
-mod rig;
+pub(crate) mod rig;
 
 use iovirt_core::BackendError;
 use iovirt_core::request::net::NetCaps;

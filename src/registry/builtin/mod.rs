@@ -1,10 +1,12 @@
 //! The rows of the stages in this build: one file each, with the way from options to the stage's configuration and back.
 
 mod file;
+mod filter;
 mod loopback;
 mod memory;
 mod null;
 mod stats;
+mod tap;
 mod virtio_blk;
 mod virtio_net;
 
@@ -42,10 +44,12 @@ pub(super) fn rows() -> Vec<StageRow> {
         virtio_blk::row(),
         virtio_net::row(),
         stats::row(),
+        filter::row(),
         null::row(),
         memory::row(),
         file::row(),
         loopback::row(),
+        tap::row(),
     ]
 }
 
