@@ -186,9 +186,9 @@ impl Worker {
         result
     }
 
-    /// Makes the descriptor readable now where a lane is ready, and at the next deadline.
+    /// Makes the descriptor readable now where a lane is ready or the ring has a backlog, and at the next deadline.
     fn announce(&mut self) -> io::Result<()> {
-        if self.gather() {
+        if self.gather() || self.core.ring.has_backlog() {
             self.inbox.notify();
         }
         let deadline = if self.core.clock.runs() { self.next_deadline() } else { None };
