@@ -21,7 +21,7 @@ const BACKENDS: &[(&str, &str)] = &[
 ];
 
 /// Stages that say they change nothing.
-const TRANSPARENT: &[&str] = &["stats", "stats,name=upper -> stats"];
+const TRANSPARENT: &[&str] = &["stats", "swappable", "stats,name=upper -> swappable -> stats"];
 
 fn build(text: &str, folder: &str) -> (BoxBackend<BlockRequest>, Option<tempfile::NamedTempFile>) {
     let image = (!folder.is_empty()).then(|| {

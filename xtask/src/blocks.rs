@@ -67,7 +67,7 @@ const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
-const BLOCKS: [Block; 8] = [
+const BLOCKS: [Block; 9] = [
     Block {
         name: "virtio-blk",
         kind: "front-end",
@@ -133,6 +133,23 @@ const BLOCKS: [Block; 8] = [
             In(PATH_BENCH, "Stats::new"),
             In("iovirt-backends/src/interposers/stats/control.rs", "pub struct StatsSnapshot"),
             In("iovirt-backends/src/interposers/stats/tests.rs", "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "swappable",
+        kind: "interposer",
+        source: "iovirt-core/src/pipeline/swap.rs",
+        proofs: [
+            In(MATRIX, "\"swappable\""),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/swappable.md", "```pipeline"),
+            Open,
+            Open,
+            Needless,
+            In("tests/swap.rs", "fn exchanged_again_and_again_under_load"),
             Needless,
         ],
     },
