@@ -39,10 +39,6 @@ impl MmioNotify {
         }
     }
 
-    pub(super) fn clear(&self) {
-        self.status.store(0, Ordering::SeqCst);
-    }
-
     fn raise(&self, bit: u32) {
         self.status.fetch_or(bit, Ordering::SeqCst);
         self.interrupt.trigger();
@@ -56,6 +52,10 @@ impl VirtioNotify for MmioNotify {
 
     fn config(&self) {
         self.raise(INT_CONFIG);
+    }
+
+    fn reset(&self) {
+        self.status.store(0, Ordering::SeqCst);
     }
 }
 
