@@ -170,7 +170,8 @@ impl Common {
             return Access::Deferred(ticket.clone());
         }
         if value == 0 {
-            return self.begin_reset(&mut state);
+            let ticket = self.begin_reset(&mut state);
+            return if ticket.is_done() { Access::Done } else { Access::Deferred(ticket) };
         }
         // A driver must not clear bits (section 2.1.1), and one of them is not its own.
         let added = value & !state.status & !status::NEEDS_RESET;
@@ -211,14 +212,13 @@ impl Common {
         }
     }
 
-    fn begin_reset(&self, state: &mut CommonState) -> Access {
+    fn begin_reset(&self, state: &mut CommonState) -> Ticket {
         let ticket = self.tell_active(state, Command::Deactivate);
         state.resetting = Some(ticket.clone());
         if ticket.is_done() {
             self.finish_reset(state);
-            return Access::Done;
         }
-        Access::Deferred(ticket)
+        ticket
     }
 
     /// Tells all queues that are active or on the way out; the ticket is done when the last of them is.
@@ -317,10 +317,7 @@ impl Common {
         if let Some(ticket) = &state.resetting {
             return ticket.clone();
         }
-        match self.begin_reset(&mut state) {
-            Access::Done => Ticket::done(),
-            Access::Deferred(ticket) => ticket,
-        }
+        self.begin_reset(&mut state)
     }
 
     pub(super) fn save(&self) -> Result<TransportState, StateError> {
