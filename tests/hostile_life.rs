@@ -312,3 +312,20 @@ fn tickets_end_with_their_worker() {
         assert!(device.reset().is_done());
     }
 }
+#[test]
+fn an_old_memory_map_is_let_go_of() {
+    let mut rig = Rig::new();
+    rig.start();
+    rig.load(4);
+    rig.finish();
+    let space = rig.driver.target().space.clone();
+    let old = Arc::downgrade(&space.map());
+    let regions = space.map().regions().to_vec();
+    space.replace(iovirt_core::dma::MemoryMap::new(regions).unwrap());
+    rig.driver.refresh();
+    rig.load(1);
+    rig.finish();
+    rig.driver.notify(0);
+    rig.steps();
+    assert_eq!(old.strong_count(), 0, "memory that was taken from the guest cannot be unmapped");
+}

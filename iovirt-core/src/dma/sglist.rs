@@ -413,7 +413,9 @@ impl SgList {
     // Moving on
 
     /// Exchanges what two lists hold; each keeps its limits, its pool and its tag. This is how the buffers of a popped
-    /// chain become those of a request without being copied.
+    /// chain become those of a request without being copied. Where `other` has grown beyond this list's limit its
+    /// segments are copied and it is emptied instead: room that one long chain took must not wander into every list of
+    /// a pool.
     ///
     /// # Errors
     ///
@@ -423,7 +425,18 @@ impl SgList {
         if other.segments().len() > self.limits.segments {
             return Err(DmaError::TooManySegments { max: self.limits.segments });
         }
+        if other.store.room() > self.limits.segments.max(Self::WARM) {
+            return self.take_segments(other);
+        }
         std::mem::swap(&mut self.store, &mut other.store);
+        Ok(())
+    }
+
+    #[cold]
+    fn take_segments(&mut self, other: &mut Self) -> Result<(), DmaError> {
+        self.clear();
+        other.slice_into(0, other.len(), self)?;
+        other.clear();
         Ok(())
     }
 
@@ -441,8 +454,8 @@ impl SgList {
         self.tag.take()
     }
 
-    /// Holds the view's map in place of an older one, if the list is empty.
-    pub(super) fn rehome(&mut self, view: &DmaView) {
+    /// Holds the view's map in place of an older one, which can then be unmapped, if the list is empty.
+    pub fn rehome(&mut self, view: &DmaView) {
         if self.is_empty() {
             self.store.clear();
             self.store.adopt(view.map());

@@ -2,6 +2,7 @@
 
 use super::queue::RingError;
 use super::ring::Ring;
+use iovirt_core::dma::DmaView;
 use iovirt_core::log::LogLimiter;
 use iovirt_core::pipeline::Stages;
 use iovirt_core::state::{StageStates, StateError};
@@ -95,6 +96,9 @@ pub trait QueueWork {
         ring: &mut Ring,
         heads: &[u16],
     ) -> Result<(), QueueError>;
+
+    /// Guest memory has a new map: whatever is idle lets go of the old one, which can be unmapped then.
+    fn remap(&mut self, view: &DmaView);
 
     /// Asks what is below to come to rest.
     fn drain(&mut self, cx: &mut WorkerContext<'_>);

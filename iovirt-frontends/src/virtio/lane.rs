@@ -371,7 +371,9 @@ impl QueueLane {
         let Some(ring) = &mut self.ring else { return Ok(Turn::Idle) };
         match self.phase {
             Phase::Running => {
-                ring.refresh()?;
+                if ring.refresh()? {
+                    self.work.remap(ring.view());
+                }
                 if !self.resubmit.is_empty() {
                     let heads = std::mem::take(&mut self.resubmit);
                     self.work.resubmit(cx, ring, &heads)?;
@@ -379,7 +381,9 @@ impl QueueLane {
                 self.work.serve(cx, ring)
             }
             Phase::Draining(_) | Phase::Paused => {
-                ring.refresh()?;
+                if ring.refresh()? {
+                    self.work.remap(ring.view());
+                }
                 self.work.settle(cx, Some(ring))?;
                 Ok(Turn::Idle)
             }

@@ -5,7 +5,7 @@ use super::request::{self, Parsed};
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
-use iovirt_core::dma::{SgLimits, SgList};
+use iovirt_core::dma::{DmaView, SgLimits, SgList};
 use iovirt_core::pipeline::BoxBackend;
 use iovirt_core::request::block::{
     BlockCaps, BlockError, BlockFlags, BlockOp, BlockOutput, BlockRequest, Durability, Refused,
@@ -42,6 +42,8 @@ pub(super) struct BlkQueue {
     chain_status: SgList,
     /// The status byte of each request in flight, by tag.
     status: Vec<SgList>,
+    /// Lists that were in flight when the memory map changed still hold the old one.
+    holds_old_map: bool,
 }
 
 /// What is left of one turn's work.
@@ -87,7 +89,14 @@ impl BlkQueue {
         let mut status = Vec::new();
         let one_byte = || SgList::with_limits(SgLimits { segments: 1, host_bytes: 0 });
         status.resize_with(depth.get(), one_byte);
-        Ok(Self { shared, client, chain: Chain::new(), chain_status: one_byte(), status })
+        Ok(Self {
+            shared,
+            client,
+            chain: Chain::new(),
+            chain_status: one_byte(),
+            status,
+            holds_old_map: false,
+        })
     }
 
     /// Takes chains as far as the budget goes and says how many it took.
@@ -211,6 +220,15 @@ impl BlkQueue {
 
     #[inline]
     fn bring_home(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> usize {
+        let count = self.finish_all(cx, ring);
+        if self.holds_old_map && self.client.in_flight() == 0 {
+            self.remap(ring.view());
+        }
+        count
+    }
+
+    #[inline]
+    fn finish_all(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> usize {
         let Self { client, status, .. } = self;
         client.poll(cx, |_, Finished { context, request, output }| {
             if context.reads != 0
@@ -327,6 +345,15 @@ impl QueueWork for BlkQueue {
         }
         self.client.kick(cx);
         Ok(())
+    }
+
+    fn remap(&mut self, view: &DmaView) {
+        self.holds_old_map = self.client.in_flight() > 0;
+        self.client.refresh(view);
+        self.chain.rehome(view);
+        self.chain_status.clear();
+        // Those in flight are not empty, and keep what they hold.
+        self.status.iter_mut().chain([&mut self.chain_status]).for_each(|list| list.rehome(view));
     }
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {

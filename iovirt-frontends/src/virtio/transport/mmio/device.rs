@@ -83,10 +83,18 @@ impl MmioDevice {
             }
             STATUS => self.common.status().into(),
             SHM_LEN_LOW | SHM_LEN_HIGH | SHM_BASE_LOW | SHM_BASE_HIGH => u32::MAX,
-            CONFIG_GENERATION => self.notify.generation(),
+            CONFIG_GENERATION => self.config_generation(),
             // The rest is write-only or not there.
             _ => 0,
         }
+    }
+
+    /// The generation, one more than before where the space is not what it was: a change is in the registers before it is
+    /// announced, and a driver that reads in between must not take two halves for one (section 2.5.1).
+    fn config_generation(&self) -> u32 {
+        let mut space = [0; CONFIG_LEN];
+        self.common.device.read_config(self.common.driver_features(), 0, &mut space);
+        self.notify.generation_of(&space)
     }
 
     fn write_register(&self, offset: u64, value: u32) -> Access {
