@@ -1,4 +1,7 @@
-//! The hostile-driver suite over virtio-blk behind virtio-mmio.
+//! The hostile-driver suite over virtio-blk behind virtio-mmio, whole and broken on purpose.
+
+#[path = "hostile/sabotage.rs"]
+mod sabotage;
 
 use iovirt::describe::Description;
 use iovirt::registry::Registry;

@@ -83,6 +83,8 @@ pub struct Profile {
     pub idle_steps: u32,
     /// Most lines that a broken device may leave in the log, however often it is broken within a second or two.
     pub log_lines: usize,
+    /// The cases to run; all where there are none.
+    pub only: Vec<&'static str>,
 }
 
 impl Profile {
@@ -96,6 +98,7 @@ impl Profile {
             step_bound: None,
             idle_steps: 20,
             log_lines: 40,
+            only: Vec::new(),
         }
     }
 }
@@ -123,7 +126,8 @@ pub fn run(factory: &Factory<'_>, profile: &Profile) -> HostileReport {
     let profile =
         Profile { seed: seed_or(profile.seed), rounds: rounds_or(profile.rounds).max(1), ..profile.clone() };
     let mut report = HostileReport::new(&profile);
-    for (name, case) in cases() {
+    let wanted = |name| profile.only.is_empty() || profile.only.contains(&name);
+    for (name, case) in cases().into_iter().filter(|(name, _)| wanted(*name)) {
         report.add(name, guarded(|| run_case(factory, &profile, name, case)));
     }
     report
