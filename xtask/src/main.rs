@@ -3,6 +3,7 @@
 
 mod cmd;
 mod error;
+mod fuzz;
 mod lab;
 mod setup;
 mod test;
