@@ -7,7 +7,9 @@ use iovirt::describe::Description;
 use iovirt::registry::Registry;
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::irq::CountingInterrupt;
-use iovirt_core::test_utils::hostile::{self, Exchange, Layout, Profile, Target};
+use iovirt_core::test_utils::hostile::{
+    self, Exchange, Layout, Profile, QueueSetup, RawDriver, Split, Target, feature,
+};
 use iovirt_core::{Worker, WorkerConfig};
 use iovirt_frontends::virtio::transport::mmio::MmioDevice;
 use std::cell::RefCell;
@@ -99,4 +101,30 @@ fn stats_and_file() {
     file.as_file().set_len(4 << 20).unwrap();
     let below = format!("stats -> file,path={},lock=off", file.path().display());
     run("virtio-blk -> stats -> file", &below, None);
+}
+
+/// Every request of a batch may point to the same memory, so a ring of 256 can ask for far more bytes than the guest has:
+/// one turn copies 64 MiB of that, and what the last request takes it over.
+#[test]
+fn the_bytes_of_a_turn_are_bounded() {
+    let description = "virtio-blk,queue-size=1024 -> memory,size=4M".parse().unwrap();
+    let mut driver = RawDriver::new(target(&description), 4);
+    let layout = driver.layout();
+    driver.start(feature::ALL, &QueueSetup::good(&layout, 1024)).unwrap();
+    let half_a_mebibyte = Exchange::new("read", header(0, 0), (512 << 10) + 1, |_| Ok(()));
+    driver.lay_out(&half_a_mebibyte, &Split { indirect: true, ..Split::whole() }, 0);
+    for _ in 0..1000 {
+        driver.offer(0);
+    }
+    driver.notify(0);
+    let (mut before, mut most) = (0, 0);
+    driver
+        .wait(|driver| {
+            let now = driver.used_index();
+            most = most.max(now - before);
+            before = now;
+            now == 1000
+        })
+        .unwrap();
+    assert!((100..=128).contains(&most), "{most} requests of half a MiB in one turn");
 }

@@ -24,7 +24,7 @@ pub(crate) fn run() -> Result<()> {
     let mut failed = Vec::new();
     for target in targets.lines() {
         let corpus = cmd::target().join("fuzz-corpus").join(target);
-        fs::create_dir_all(&corpus).context(&corpus.display().to_string())?;
+        fs::create_dir_all(&corpus).context(corpus.display().to_string())?;
         let run = Cmd::cargo()
             .args(["fuzz", "run", "--sanitizer", "none", target])
             .arg(&corpus)

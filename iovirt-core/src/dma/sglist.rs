@@ -187,6 +187,11 @@ impl SgList {
             .all(|iov| iov.as_ptr().addr().is_multiple_of(addr_align) && iov.len().is_multiple_of(len_align))
     }
 
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.store.room()
+    }
+
     // Filling it
 
     /// Empties it and keeps its capacity, its host buffer and its map.

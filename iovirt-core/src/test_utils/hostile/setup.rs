@@ -96,7 +96,7 @@ fn addresses(bench: &mut Bench<'_>) -> Result<u64, String> {
     for (area, align) in [(0, 16_u64), (1, 2), (2, 4)] {
         let good = [layout.desc, layout.avail, layout.used][area];
         let mut bad = vec![good + 1, good + align / 2, u64::MAX, u64::MAX - align + 1, 1 << 63, 1 << 47];
-        bad.extend([(u64::MAX - 0x20) & !(align - 1), u64::MAX & !0xfff]);
+        bad.extend([(u64::MAX - 0x20) & !(align - 1), !0xfff]);
         for addr in bad {
             let mut setup = QueueSetup::good(&layout, 16);
             *[&mut setup.desc, &mut setup.avail, &mut setup.used][area] = addr;
