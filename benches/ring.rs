@@ -72,28 +72,32 @@ impl<B: NewBitmap> Theirs<B> {
 
     fn turn(&mut self, batch: u16) -> bool {
         offer(&self.memory, &mut self.offered, batch);
-        let memory = &self.memory;
-        while let Some(mut chain) = self.queue.pop_descriptor_chain(memory) {
-            let head = chain.head_index();
-            let mut written = 0;
-            for descriptor in &mut chain {
-                let access = if descriptor.is_write_only() {
-                    written += descriptor.len();
-                    Permissions::Write
-                } else {
-                    Permissions::Read
-                };
-                for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize, access).unwrap()
-                {
-                    let slice = slice.unwrap();
-                    black_box(slice.ptr_guard_mut().as_ptr());
-                    black_box(slice.len());
-                }
-            }
-            self.queue.add_used(memory, head, written).unwrap();
-        }
-        self.queue.needs_notification(memory).unwrap()
+        drain_theirs(&self.memory, &mut self.queue)
     }
+}
+
+/// A device's turn with `virtio-queue`.
+#[inline(never)]
+fn drain_theirs<B: Bitmap>(memory: &GuestMemoryMmap<B>, queue: &mut Queue) -> bool {
+    while let Some(mut chain) = queue.pop_descriptor_chain(memory) {
+        let head = chain.head_index();
+        let mut written = 0;
+        for descriptor in &mut chain {
+            let access = if descriptor.is_write_only() {
+                written += descriptor.len();
+                Permissions::Write
+            } else {
+                Permissions::Read
+            };
+            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize, access).unwrap() {
+                let slice = slice.unwrap();
+                black_box(slice.ptr_guard_mut().as_ptr());
+                black_box(slice.len());
+            }
+        }
+        queue.add_used(memory, head, written).unwrap();
+    }
+    queue.needs_notification(memory).unwrap()
 }
 
 /// Our queue and its ring.
@@ -118,21 +122,26 @@ impl<B: NewBitmap + Send + Sync + 'static> Ours<B> {
 
     fn turn(&mut self, batch: u16) -> bool {
         offer(&self.memory, &mut self.offered, batch);
-        let Self { view, queue, chain, .. } = self;
-        view.refresh();
-        queue.refresh(view).unwrap();
-        while let Some(head) = queue.pop(view, chain).unwrap() {
-            for list in [chain.readable(), chain.writable()] {
-                for iov in list.as_iovecs() {
-                    black_box(iov.as_ptr());
-                    black_box(iov.len());
-                }
-            }
-            queue.push_used(head, chain.writable().len() as u32);
-        }
-        queue.publish();
-        queue.needs_interrupt()
+        drain_ours(&mut self.view, &mut self.queue, &mut self.chain)
     }
+}
+
+/// A device's turn with ours.
+#[inline(never)]
+fn drain_ours(view: &mut DmaView, queue: &mut SplitQueue, chain: &mut Chain) -> bool {
+    view.refresh();
+    queue.refresh(view).unwrap();
+    while let Some(head) = queue.pop(view, chain).unwrap() {
+        for list in [chain.readable(), chain.writable()] {
+            for iov in list.as_iovecs() {
+                black_box(iov.as_ptr());
+                black_box(iov.len());
+            }
+        }
+        queue.push_used(head, chain.writable().len() as u32);
+    }
+    queue.publish();
+    queue.needs_interrupt()
 }
 
 const BATCHES: [u16; 3] = [1, 32, 256];

@@ -55,6 +55,10 @@ fn device_text(device: &DeviceReport) -> String {
         per(doorbells, requests),
         per(interrupts, requests),
     );
+    if device.queues.len() > 1 {
+        let requests: Vec<String> = device.queues.iter().map(|queue| queue.requests.to_string()).collect();
+        let _ = writeln!(text, "  requests by queue: {}", requests.join(", "));
+    }
     for stage in &device.stages {
         text.push_str(&stage_text(stage));
     }

@@ -89,7 +89,8 @@ pub trait Queue<R: Request>: 'static {
 
     /// Asks the queue to come to rest: requests held by a stage are let go, those in flight finish, and then what the
     /// durability contract covers is made durable. Polled by [`Queue::mode`]: the queue sees to it that its lane gets a
-    /// turn when it is at rest. Requests submitted meanwhile are still served.
+    /// turn when it is at rest. Requests submitted meanwhile are still served, also by a queue that is at rest already (a
+    /// stage above may do a request in two steps): it is [`Mode::Draining`] again until they are done.
     fn drain(&mut self, cx: &mut WorkerContext<'_>);
 
     /// The way back, out of either mode.

@@ -4,7 +4,7 @@
 use iovirt_core::pipeline::{BoxBackend, Event, EventListener, Pipeline};
 use iovirt_core::prelude::*;
 use iovirt_core::request::block::Durability;
-use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOp, BlockOutput, BlockRequest};
+use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOutput, BlockRequest};
 use iovirt_core::stage::{EmulateFua, Flow, Held, Hook, HookLayer, HookStage, Return};
 use iovirt_core::test_utils::{BlockIo, Driver, IoDone, ManualBackend, ManualHandle, VirtualClock};
 use iovirt_core::worker::UringPolicy;
@@ -313,6 +313,30 @@ fn emulated_fua_completes_after_its_flush_and_rests_only_then() {
 }
 
 #[test]
+fn a_lost_fua_write_leaves_nothing_to_the_next_request_of_its_tag() {
+    let caps = BlockCaps { durability: Durability::WriteBack, fua: false, ..BlockCaps::new(1 << 20) };
+    let (stack, manual) = stacked(EmulateFua, caps);
+    let mut driver = Driver::new(1).unwrap();
+    driver.open(&stack, 1).unwrap();
+    for steps in 0..2 {
+        driver.submit(BlockIo::write(0, vec![1; 512]).with_flags(BlockFlags::FUA));
+        driver.turn();
+        for _ in 0..steps {
+            manual.complete(Tag::new(0), BlockOutput::Done);
+            driver.turn();
+        }
+        assert!(manual.lose(Tag::new(0)));
+        assert!(driver.turn()[0].lost);
+        driver.submit(BlockIo::read(512, 512));
+        driver.turn();
+        manual.complete(Tag::new(0), BlockOutput::Done);
+        let done = driver.turn();
+        assert_eq!((outputs(&done), names(&manual).len()), (vec![BlockOutput::Done], 0));
+        assert_eq!(done[0].mangled, None, "the request comes home as it was submitted");
+    }
+}
+
+#[test]
 fn a_lost_request_is_aborted_and_its_tag_is_used_again() {
     let (backend, manual) = ManualBackend::<BlockRequest>::new(BlockCaps::new(1 << 20));
     let mut driver = Driver::new(1).unwrap();
@@ -438,7 +462,9 @@ fn a_ticket_is_done_from_other_threads() {
             std::thread::spawn(move || share.done())
         })
         .collect();
-    workers.into_iter().for_each(|worker| worker.join().unwrap());
+    for worker in workers {
+        worker.join().unwrap();
+    }
     assert!(!ticket.is_done(), "the first participant is not done");
     completer.done();
     assert_eq!(ticket.wait(Duration::ZERO), Some(Outcome::Done));

@@ -1,5 +1,9 @@
 //! The worker's ring: files, clients that leave with entries in flight, clients that reap one another's completions.
 #![cfg(feature = "test-utils")]
+#![expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method alone is not general enough in its lifetime"
+)]
 
 use iovirt_core::prelude::*;
 use iovirt_core::worker::io_uring::{opcode, types};
@@ -17,7 +21,7 @@ use std::time::Duration;
 fn worker(entries: u32) -> Option<Worker> {
     let config = WorkerConfig { uring: UringPolicy::Auto { entries }, ..WorkerConfig::default() };
     let mut worker = Worker::new(config).unwrap();
-    if worker.with_context(WorkerContext::uring).is_none() {
+    if worker.with_context(|cx| cx.uring()).is_none() {
         eprintln!("io_uring is not available on this host: nothing was tested");
         return None;
     }
@@ -25,7 +29,7 @@ fn worker(entries: u32) -> Option<Worker> {
 }
 
 fn client(worker: &mut Worker) -> UringClient {
-    worker.with_context(WorkerContext::uring).unwrap()
+    worker.with_context(|cx| cx.uring()).unwrap()
 }
 
 /// Runs until `enough`, and fails instead of hanging.
@@ -100,6 +104,29 @@ fn a_file_is_written_and_read() {
         client.unregister_file(fixed);
         assert_eq!(client.register_file(&file), Some(fixed), "the place is free again");
     }
+}
+
+/// A client that leaves in the very turn in which it wrote: its place among the registered files is not given to another
+/// before the kernel has seen the write.
+#[test]
+fn a_write_that_waits_in_the_queue_reaches_its_own_file() {
+    let Some(mut worker) = worker(8) else { return };
+    let (first, second) = (temporary("first"), temporary("second"));
+    let (leaving, other) = (client(&mut worker), client(&mut worker));
+    let Some(fixed) = leaving.register_file(&first) else { return };
+    let data = Box::new([7_u8; 16]);
+    let entry = opcode::Write::new(types::Fixed(fixed.0), data.as_ptr(), 16).build();
+    // SAFETY: the data is given to `close`.
+    unsafe { leaving.push(0, entry) };
+    leaving.unregister_file(fixed);
+    leaving.close(data);
+    let again = other.register_file(&second);
+    worker.with_context(|_| ());
+    run_until(&mut worker, || {
+        first.metadata().unwrap().len() == 16 || second.metadata().unwrap().len() == 16
+    });
+    assert_eq!((first.metadata().unwrap().len(), second.metadata().unwrap().len()), (16, 0));
+    assert!(again.is_some());
 }
 
 /// Memory that says when it goes.
@@ -204,4 +231,59 @@ fn completions_that_another_client_reaped_find_their_lane() {
     }
     let left: Vec<_> = LEFT.with(|left| left.to_vec());
     run_until(&mut worker, || left.iter().all(|left| *left.borrow() == 0));
+}
+
+#[test]
+fn a_client_that_leaves_waits_for_its_last_entry() {
+    let Some(mut worker) = worker(8) else { return };
+    let leaving = client(&mut worker);
+    let (first, first_gone, _first_reader, mut first_writer) = pending_read(&leaving);
+    let (second, second_gone, _second_reader, mut second_writer) = pending_read(&leaving);
+    worker.with_context(|_| ());
+    leaving.close(Box::new((first, second)));
+    first_writer.write_all(b"one").unwrap();
+    for _ in 0..5 {
+        worker.run_within(Duration::from_millis(1)).unwrap();
+    }
+    assert!(!first_gone.load(Ordering::SeqCst), "the other entry may still need what was kept");
+    second_writer.write_all(b"two").unwrap();
+    run_until(&mut worker, || second_gone.load(Ordering::SeqCst));
+}
+
+/// A lane that asks the kernel for nothing, once, and is finished when that is done.
+struct Nop {
+    client: UringClient,
+    pushed: bool,
+}
+
+impl Lane for Nop {
+    fn turn(&mut self, _: &mut WorkerContext<'_>) -> Turn {
+        if !self.pushed {
+            self.pushed = true;
+            // SAFETY: the entry points to nothing.
+            unsafe { self.client.push(0, opcode::Nop::new().build()) };
+            return Turn::Idle;
+        }
+        let mut reaped = Vec::new();
+        self.client.reap(&mut reaped);
+        if reaped.is_empty() { Turn::Idle } else { Turn::Finished }
+    }
+}
+
+#[test]
+fn a_lane_hears_of_what_another_client_sorted_for_it() {
+    let Some(mut worker) = worker(8) else { return };
+    let other = client(&mut worker);
+    worker.handle().add_lane(|cx| Some(Box::new(Nop { client: cx.uring()?, pushed: false })));
+    // The round in which the lane pushes ends with the submission, at which the kernel completes it.
+    worker.run().unwrap();
+    assert_eq!(worker.lanes(), 1);
+    other.reap(&mut Vec::new());
+    for _ in 0..600 {
+        worker.run_within(Duration::from_millis(10)).unwrap();
+        if worker.lanes() == 0 {
+            return;
+        }
+    }
+    panic!("the lane was not told that its entry is done");
 }

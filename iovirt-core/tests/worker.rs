@@ -1,5 +1,9 @@
 //! The worker: wake-ups from other threads, time, watches, lanes, and an embedder's event loop.
 #![cfg(feature = "test-utils")]
+#![expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method alone is not general enough in its lifetime"
+)]
 
 use iovirt_core::prelude::*;
 use iovirt_core::test_utils::{Simulation, VirtualClock};
@@ -24,6 +28,7 @@ impl<F: FnMut(&mut WorkerContext<'_>) -> Turn> Lane for By<F> {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what `add_lane` takes")]
 fn lane(turn: impl FnMut(&mut WorkerContext<'_>) -> Turn + 'static) -> Option<Box<dyn Lane>> {
     Some(Box::new(By(turn)))
 }
@@ -348,6 +353,24 @@ impl Drop for Tell {
     fn drop(&mut self) {
         let _ = self.0.send(std::thread::current().id());
     }
+}
+
+#[test]
+fn a_lane_for_a_worker_that_is_gone_is_given_up() {
+    let (sender, receiver) = mpsc::channel();
+    let worker = Worker::new(WorkerConfig::default()).unwrap();
+    let handle = worker.handle();
+    let add = || {
+        let tell = Tell(sender.clone());
+        handle.add_lane(move |_| {
+            drop(tell);
+            unreachable!("the worker never runs")
+        });
+    };
+    add();
+    drop(worker);
+    add();
+    assert_eq!(receiver.try_iter().count(), 2, "what it holds is not kept with it");
 }
 
 #[test]

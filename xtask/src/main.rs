@@ -1,6 +1,8 @@
-//! Development commands of iovirt: `cargo xtask test` checks everything, `cargo xtask lab` runs our devices under a
-//! real KVM against the drivers of a stock Linux kernel. Each says more with `--help`.
+//! Development commands of iovirt: `cargo xtask test` checks everything, `cargo xtask lab` runs our devices under a real
+//! KVM against the drivers of a stock Linux kernel, `cargo xtask blocks` writes the table of proofs. Each says more with
+//! `--help`.
 
+mod blocks;
 mod cmd;
 mod error;
 mod fuzz;
@@ -24,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Set up what is needed and run every check of the project.
     Test(test::Options),
+    /// Write docs/blocks.md: what proves each block.
+    Blocks(blocks::Options),
     /// Run our VMM under a real KVM with a stock Linux kernel as its guest.
     Lab(lab::Options),
 }
@@ -31,6 +35,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test(options) => test::run(&options),
+        Command::Blocks(options) => blocks::run(&options),
         Command::Lab(options) => lab::run(&options),
     };
     match outcome {

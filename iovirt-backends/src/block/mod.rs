@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`null`] | keeps nothing: for measuring what is above it | nothing |
 //! | [`memory`] | a sparse RAM disk | the host's memory |
-//! | [`file`] | a disk in a file or a block device | the host's file system |
+//! | [`file`](mod@file) | a disk in a file or a block device | the host's file system |
 //!
 //! [`align`] is the adapter that lets requests of any alignment reach a host that demands one.
 

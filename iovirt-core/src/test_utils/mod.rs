@@ -40,3 +40,9 @@ pub use manual::{ManualBackend, ManualHandle};
 pub use power_loss::{PowerLossConfig, PowerLossDisk, PowerLossHandle, Sabotage};
 pub use rng::{Rng, rounds_or, seed_or};
 pub use workload::{Violation, Workload, WorkloadConfig};
+
+/// The examples of the page that tells embedders how to use the kit are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/testing-your-own-stage.md")]
+#[derive(Debug)]
+pub struct TestingYourOwnStage;

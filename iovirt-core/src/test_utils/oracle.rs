@@ -51,6 +51,13 @@ pub struct WriteToken {
     sectors: Range<u64>,
 }
 
+impl WriteToken {
+    /// The sectors that it writes.
+    pub fn sectors(&self) -> &Range<u64> {
+        &self.sectors
+    }
+}
+
 /// A flush under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlushToken {

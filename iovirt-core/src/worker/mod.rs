@@ -5,11 +5,11 @@
 //!   timers ──────────────┤   ┌──────────┐  turn   ┌──────┐
 //!   io_uring ────────────┼──►│ one fd   ├────────►│ Lane │  a device queue and the stack below it
 //!   other threads ───────┘   └──────────┘         └──────┘
-//!                              Worker::fd()       WorkerContext: time, wakers, watches, io_uring
+//!                              Worker: AsFd       WorkerContext: time, wakers, watches, io_uring
 //! ```
 //!
 //! A [`Worker`] is driven either by a thread of its own ([`WorkerThread`]) or by the embedder's event loop: watch
-//! [`Worker::fd`] for readability and call [`Worker::run`]. It never blocks in `run`, and one call does a bounded amount of
+//! its descriptor (a worker is `AsFd`) for readability and call [`Worker::run`]. It never blocks in `run`, and one call does a bounded amount of
 //! work.
 //!
 //! What it runs are [`Lane`]s; each is woken by what it asked its [`WorkerContext`] for.

@@ -41,7 +41,7 @@ pub(super) struct Inbox {
     wake: EventFd,
     notified: AtomicBool,
     stop: AtomicBool,
-    /// None once the worker is gone: nobody will make them.
+    /// `None` once the worker is gone.
     new_lanes: Mutex<Option<Vec<LaneFactory>>>,
 }
 
@@ -75,11 +75,12 @@ pub struct WorkerHandle {
 
 impl WorkerHandle {
     /// Makes a lane on the worker's thread: `make` runs there with the new lane's context, and reports for itself
-    /// where it gives `None`. Where the worker is gone, or goes before it came to it, `make` is dropped.
+    /// where it gives `None`. It is dropped where the worker is gone.
     pub fn add_lane(
         &self,
         make: impl FnOnce(&mut WorkerContext<'_>) -> Option<Box<dyn Lane>> + Send + 'static,
     ) {
+        // Dropping it may run anything: not under the lock.
         let refused: Option<LaneFactory> = match &mut *self.inbox.new_lanes() {
             Some(new_lanes) => {
                 new_lanes.push(Box::new(make));
@@ -87,7 +88,6 @@ impl WorkerHandle {
             }
             None => Some(Box::new(make)),
         };
-        // Outside the lock: whatever `make` holds is dropped here.
         drop(refused);
         self.inbox.notify();
     }
@@ -199,9 +199,9 @@ impl Worker {
         result
     }
 
-    /// Makes the descriptor readable now where a lane is ready, and at the next deadline.
+    /// Makes the descriptor readable now where a lane is ready or the ring has a backlog, and at the next deadline.
     fn announce(&mut self) -> io::Result<()> {
-        if self.gather() {
+        if self.gather() || self.core.ring.has_backlog() {
             self.inbox.notify();
         }
         let deadline = if self.core.clock.runs() { self.next_deadline() } else { None };
@@ -321,6 +321,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        // In two steps: dropping them may add more.
         let never_made = self.inbox.new_lanes().take();
         drop(never_made);
     }

@@ -74,6 +74,9 @@ pub trait QueueWork {
     /// The driver is ready; these features were negotiated.
     fn start(&mut self, features: u64);
 
+    /// Guest memory has a new map: lets go of the old one where it is only kept in store.
+    fn memory_changed(&mut self, view: &DmaView);
+
     /// Serves the ring: brings completions home, takes new chains, does a bounded amount of work.
     ///
     /// # Errors
@@ -96,9 +99,6 @@ pub trait QueueWork {
         ring: &mut Ring,
         heads: &[u16],
     ) -> Result<(), QueueError>;
-
-    /// Guest memory has a new map: whatever is idle lets go of the old one, which can be unmapped then.
-    fn remap(&mut self, view: &DmaView);
 
     /// Asks what is below to come to rest.
     fn drain(&mut self, cx: &mut WorkerContext<'_>);

@@ -34,7 +34,7 @@ impl Ring {
         Ok(Self { queue, view, shared, link, index })
     }
 
-    /// Follows a new map of guest memory; true where there is one.
+    /// Follows a new map of guest memory; whether there was one.
     pub(super) fn refresh(&mut self) -> Result<bool, RingError> {
         let changed = self.view.refresh();
         if changed {

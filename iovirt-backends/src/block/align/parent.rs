@@ -75,7 +75,7 @@ impl Parent {
     }
 
     /// What comes next, where something is left: the range and whether it goes through an aligned copy.
-    fn next(&self, block: u64, bounce_bytes: u64) -> Option<Next> {
+    pub(super) fn next(&self, block: u64, bounce_bytes: u64) -> Option<Next> {
         let (from, end) = (self.done, self.request.end());
         if from >= end {
             return None;
@@ -101,7 +101,8 @@ impl Parent {
 }
 
 /// The next part of a request.
-enum Next {
+#[derive(Debug)]
+pub(super) enum Next {
     /// Goes through an aligned copy.
     Copied(Range<u64>),
     /// Goes down as it is: whole blocks, without data.

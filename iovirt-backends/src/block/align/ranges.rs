@@ -87,6 +87,13 @@ impl RangeLocks {
         LockClient { locks: self.clone(), id, any }
     }
 
+    /// Whether no range is held or waited for.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        let table = self.table();
+        table.waiting == 0 && table.exclusive == 0 && table.entries.iter().all(Option::is_none)
+    }
+
     /// Lets go of a range without being a client, for one that is gone.
     pub(super) fn release(&self, ticket: Ticket) {
         self.table().release(ticket);

@@ -75,7 +75,8 @@ pub struct Profile {
     /// How often each random case runs; `IOVIRT_ROUNDS` overrides it.
     pub rounds: u64,
     /// Requests to queue 0 with their answers, to be made one after the other. The first is the honest request that is
-    /// made after every case: it must not change anything, and it has a readable and a writable part.
+    /// made after every case: it changes nothing, its answer does not depend on what other requests did (some cases make
+    /// requests that nobody meant), and it has a readable and a writable part.
     pub exchanges: Vec<Exchange>,
     /// Most requests that one step of the target may take from a ring, where steps are counted.
     pub step_bound: Option<u16>,

@@ -158,6 +158,17 @@ impl BlkDriver {
         &mut self.transport
     }
 
+    /// Sets the cache mode (VIRTIO 1.2, section 5.2.5.1): write-back, or write-through.
+    pub fn set_writeback(&mut self, on: bool) {
+        // The device takes the byte or leaves it; it does not answer.
+        let _ = self.transport.write_config_space(32, u8::from(on));
+    }
+
+    /// Whether the cache mode is write-back.
+    pub fn writeback(&self) -> bool {
+        self.transport.read_config_space::<u8>(32).is_ok_and(|mode| mode != 0)
+    }
+
     /// Capacity in sectors of 512 bytes.
     pub fn capacity(&self) -> u64 {
         self.transport.read_config_space(0).unwrap_or(0)

@@ -12,9 +12,11 @@
 mod arena;
 mod blk;
 mod transport;
+mod unplugged;
 
 pub use arena::{Arena, ArenaHal};
 pub use blk::{BlkDriver, BlkOp, BlkStatus, DriverError};
 pub use transport::{Pump, RegisterTransport};
+pub use unplugged::Unplugged;
 
 pub use virtio_drivers;

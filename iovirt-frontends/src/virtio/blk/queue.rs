@@ -12,7 +12,7 @@ use iovirt_core::request::block::{
 };
 use iovirt_core::stage::{Client, Finished, open_with_fua};
 use iovirt_core::worker::{Turn, WorkerContext};
-use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Tag};
+use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Request, Tag};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use virtio_bindings::virtio_blk as bindings;
@@ -38,8 +38,6 @@ pub(super) struct BlkQueue {
     shared: Arc<BlkShared>,
     client: Client<BlockRequest, Pending>,
     chain: Chain,
-    /// The status byte of the chain at hand.
-    chain_status: SgList,
     /// The status byte of each request in flight, by tag.
     status: Vec<SgList>,
     /// Lists that were in flight when the memory map changed still hold the old one.
@@ -89,14 +87,7 @@ impl BlkQueue {
         let mut status = Vec::new();
         let one_byte = || SgList::with_limits(SgLimits { segments: 1, host_bytes: 0 });
         status.resize_with(depth.get(), one_byte);
-        Ok(Self {
-            shared,
-            client,
-            chain: Chain::new(),
-            chain_status: one_byte(),
-            status,
-            holds_old_map: false,
-        })
+        Ok(Self { shared, client, chain: Chain::new(), status, holds_old_map: false })
     }
 
     /// Takes chains as far as the budget goes and says how many it took.
@@ -138,7 +129,7 @@ impl BlkQueue {
         (head, tag, mut sg): (Head, Tag, Box<SgList>),
         fua: bool,
     ) -> Result<(), QueueError> {
-        let parsed = match request::parse(&mut self.chain, &mut self.chain_status) {
+        let parsed = match request::parse(&mut self.chain, &mut self.status[tag.index()]) {
             Ok(parsed) => parsed,
             Err(error) => {
                 self.client.abandon(tag, sg);
@@ -152,7 +143,7 @@ impl BlkQueue {
                 if sg.swap_segments(data).is_err() {
                     // More segments than the device said it takes.
                     self.client.abandon(tag, sg);
-                    self.answer(ring, head, Parsed::Invalid);
+                    self.answer(ring, (head, tag), Parsed::Invalid);
                     return Ok(());
                 }
                 BlockRequest::transfer(op, tag, offset, sg)
@@ -163,7 +154,7 @@ impl BlkQueue {
             }
             Parsed::GetId | Parsed::Unsupported | Parsed::Invalid => {
                 self.client.abandon(tag, sg);
-                self.answer(ring, head, parsed);
+                self.answer(ring, (head, tag), parsed);
                 return Ok(());
             }
         };
@@ -171,7 +162,7 @@ impl BlkQueue {
             Ok(request) => self.submit(cx, head, request, fua),
             Err(Refused { sg, .. }) => {
                 self.client.abandon(tag, sg);
-                self.answer(ring, head, Parsed::Invalid);
+                self.answer(ring, (head, tag), Parsed::Invalid);
             }
         }
         Ok(())
@@ -179,7 +170,6 @@ impl BlkQueue {
 
     #[inline]
     fn submit(&mut self, cx: &mut WorkerContext<'_>, head: Head, mut request: BlockRequest, fua: bool) {
-        use iovirt_core::Request;
         let tag = request.tag();
         let mut reads = 0;
         match request.op() {
@@ -191,13 +181,12 @@ impl BlkQueue {
             }
             _ => {}
         }
-        std::mem::swap(&mut self.status[tag.index()], &mut self.chain_status);
         self.client.submit(cx, request, Pending { head, tag, reads });
     }
 
     /// Answers a chain without the help of what is below.
     #[cold]
-    fn answer(&mut self, ring: &mut Ring, head: Head, parsed: Parsed) {
+    fn answer(&mut self, ring: &mut Ring, (head, tag): (Head, Tag), parsed: Parsed) {
         let mut written = 0;
         let status = match parsed {
             Parsed::GetId => {
@@ -215,14 +204,14 @@ impl BlkQueue {
             Parsed::Unsupported => bindings::VIRTIO_BLK_S_UNSUPP,
             _ => bindings::VIRTIO_BLK_S_IOERR,
         };
-        finish(ring, &mut self.chain_status, head, written, status as u8);
+        finish(ring, &mut self.status[tag.index()], head, written, status as u8);
     }
 
     #[inline]
     fn bring_home(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> usize {
         let count = self.finish_all(cx, ring);
         if self.holds_old_map && self.client.in_flight() == 0 {
-            self.remap(ring.view());
+            self.memory_changed(ring.view());
         }
         count
     }
@@ -272,6 +261,14 @@ impl QueueWork for BlkQueue {
         if features & F_FLUSH == 0 && needs_fua(&self.shared.backend.caps()) {
             self.shared.force_fua.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn memory_changed(&mut self, view: &DmaView) {
+        self.holds_old_map = self.client.in_flight() > 0;
+        self.client.refresh(view);
+        self.chain.rehome(view);
+        // Those in flight are not empty, and keep what they hold.
+        self.status.iter_mut().for_each(|list| list.rehome(view.map()));
     }
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
@@ -345,15 +342,6 @@ impl QueueWork for BlkQueue {
         }
         self.client.kick(cx);
         Ok(())
-    }
-
-    fn remap(&mut self, view: &DmaView) {
-        self.holds_old_map = self.client.in_flight() > 0;
-        self.client.refresh(view);
-        self.chain.rehome(view);
-        self.chain_status.clear();
-        // Those in flight are not empty, and keep what they hold.
-        self.status.iter_mut().chain([&mut self.chain_status]).for_each(|list| list.rehome(view));
     }
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {

@@ -102,7 +102,7 @@ impl Chain {
     pub fn rehome(&mut self, view: &DmaView) {
         for list in [&mut self.readable, &mut self.writable, &mut self.table] {
             list.clear();
-            list.rehome(view);
+            list.rehome(view.map());
         }
     }
 

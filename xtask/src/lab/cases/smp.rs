@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::{BLANK, Case, Outcome, must};
-use crate::error::{Result, write};
+use crate::error::{Result, read, write};
 use crate::lab::filesystem::{noise, read_at};
 use crate::lab::parts::Parts;
 
@@ -48,5 +48,11 @@ fn check(outcome: &Outcome) -> Result<()> {
             format!("something was written behind the range at {start}")
         })?;
     }
-    Ok(())
+    // QEMU's own devices, in a reference run, leave no report.
+    let Ok(report) = read(&outcome.after.join("errors.log")) else { return Ok(()) };
+    let report = String::from_utf8_lossy(&report);
+    let by_queue =
+        report.lines().find_map(|line| line.trim().strip_prefix("requests by queue: ")).unwrap_or("");
+    let busy = by_queue.split(", ").filter(|count| count.parse::<u64>().is_ok_and(|count| count > 0)).count();
+    must(busy == 2, || format!("both queues are to be used; requests by queue: '{by_queue}'"))
 }

@@ -1,6 +1,8 @@
 //! Wrong configurations, and a host that fails.
 
 use super::*;
+use crate::block::file::disk::Disk;
+use crate::block::file::task::Task;
 use iovirt_core::BackendErrorKind;
 use iovirt_core::request::block::BlockError;
 use std::fs::OpenOptions;
@@ -56,7 +58,7 @@ fn a_descriptor_must_fit_the_configuration() {
     assert_eq!(refusal(&both(), plain.clone()), None);
     assert_eq!(refusal(OpenOptions::new().read(true), reading.clone()), None);
     for (options, config, words) in [
-        (OpenOptions::new().read(true), plain.clone(), "read-only=on"),
+        (OpenOptions::new().read(true), plain.clone(), "readonly=on"),
         (OpenOptions::new().write(true), reading, "not opened for reading"),
         (OpenOptions::new().read(true).append(true), plain.clone(), "O_APPEND"),
         (&mut both(), on.clone(), "direct=off"),
@@ -91,8 +93,8 @@ fn a_file_that_shrinks_fails_reads_and_goes_on() {
     }
 }
 
-#[test]
-fn a_full_file_system_is_told() {
+/// Runs a test in a folder that has room for 256 KiB.
+fn with_little_room(test: impl Fn(&tempfile::TempDir) + std::panic::UnwindSafe + std::panic::RefUnwindSafe) {
     if !is_root() {
         eprintln!("SKIPPED: mounting a small file system takes root");
         return;
@@ -104,9 +106,18 @@ fn a_full_file_system_is_told() {
         eprintln!("SKIPPED: no mount: {mounted:?}");
         return;
     };
-    let result = std::panic::catch_unwind(|| {
+    let result = std::panic::catch_unwind(|| test(&folder));
+    let _ = tool("umount", &[&mount]);
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn a_full_file_system_is_told() {
+    with_little_room(|folder| {
         for (engine, inline, uring) in engines() {
-            let path = image(&folder, SIZE);
+            let path = image(folder, SIZE);
             let config = FileConfig { engine, inline, ..FileConfig::new(&path) };
             let backend = FileBackend::open(config).expect("a back-end");
             let mut rig = Rig::with_policy(&backend, uring).expect("a queue");
@@ -124,8 +135,40 @@ fn a_full_file_system_is_told() {
             assert_eq!(rig.write(0, &pattern(0, 128 << 10)), BlockOutput::Done);
         }
     });
-    let _ = tool("umount", &[&mount]);
-    assert!(result.is_ok());
+}
+
+#[test]
+fn after_a_sync_that_failed_no_flush_succeeds() {
+    with_little_room(|folder| {
+        for (engine, inline, uring) in engines() {
+            let path = image(folder, SIZE);
+            // The page cache takes what the device behind it has no room for.
+            let Some(device) = Loop::new(&path, 512) else { return };
+            let config =
+                FileConfig { cache: Cache::WriteBack, engine, inline, ..FileConfig::new(&device.path) };
+            let backend = FileBackend::open(config.clone()).expect("a back-end");
+            let mut rigs = [0, 1].map(|_| Rig::with_policy(&backend, uring).expect("a queue"));
+            // Exactly full first: of a write that has room in part, a loop device reports success.
+            assert_eq!(rigs[0].write(0, &pattern(0, 256 << 10)), BlockOutput::Done);
+            assert_eq!(rigs[0].flush(), BlockOutput::Done);
+            assert_eq!(rigs[0].write(512 << 10, &pattern(0, 64 << 10)), BlockOutput::Done);
+            assert!(matches!(rigs[0].flush(), BlockOutput::Failed(_)));
+            for rig in &mut rigs {
+                assert_eq!(rig.flush(), BlockOutput::Failed(BlockError::Io));
+                let Rig { worker, queue, done, .. } = rig;
+                worker.with_context(|cx| {
+                    queue.drain(cx);
+                    queue.poll(cx, done);
+                });
+                assert_eq!(rig.queue.mode(), Mode::Draining, "does not claim to be durable");
+            }
+            let name = backend.control().path().to_owned();
+            drop((rigs, backend));
+            assert_eq!(name, device.path);
+            let backend = FileBackend::open(config).expect("opened again");
+            assert_eq!(Rig::with_policy(&backend, uring).expect("a queue").flush(), BlockOutput::Done);
+        }
+    });
 }
 
 #[test]
@@ -159,4 +202,22 @@ fn a_busy_file_has_its_own_kind_of_error() {
         error.to_string().ends_with("is in use by this process; lock=off opens it all the same"),
         "{error}"
     );
+}
+
+#[test]
+fn a_sync_beside_one_that_failed_does_not_count() {
+    let folder = folder();
+    let path = image(&folder, SIZE);
+    let config = FileConfig { cache: Cache::WriteBack, ..FileConfig::new(&path) };
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("the image");
+    let disk = Disk::open(file, config).expect("a disk");
+    let mut syncs = [Task::settle(), Task::settle()];
+    for sync in &mut syncs {
+        sync.call(&disk, usize::MAX);
+    }
+    // The host reports a failure once, to whichever comes first.
+    let failed = Some(BlockOutput::Failed(BlockError::Io));
+    let [first, second] = &mut syncs;
+    assert_eq!(first.advance(&disk, Err(libc::EIO)), failed);
+    assert_eq!(second.advance(&disk, Ok(0)), failed);
 }
