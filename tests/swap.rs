@@ -102,7 +102,9 @@ fn every_worker_carries_its_own_queues_through() {
         exchanges += 1;
     }
     stop.store(true, Ordering::Relaxed);
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     println!("{exchanges} exchanges under {progress:?} writes");
 }
 
