@@ -49,7 +49,7 @@ fn requests(driver: &mut RawDriver, data: &[u8]) {
         for _ in 0..=shape & 15 {
             let place = input.u16();
             let len = input.u16();
-            let far = u64::from(place & 1) * u64::from(place) << 20;
+            let far = (u64::from(place & 1) * u64::from(place)) << 20;
             buffers.push(Buffer {
                 addr: buffers_at + u64::from(place >> 2) + far,
                 len: if len >= 0xfff0 { u32::MAX } else { u32::from(len & 0x3fff) },
@@ -97,6 +97,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         request(8, 0, &[], 20, true),
         request(11, 0, &range, 0, false),
         request(13, 0, &range, 0, false),
-        [request(1, 3, &[], 1024, false), request(0, 3, &[], 1024, true), request(99, 0, &[], 0, true)].concat(),
+        [request(1, 3, &[], 1024, false), request(0, 3, &[], 1024, true), request(99, 0, &[], 0, true)]
+            .concat(),
     ]
 }

@@ -49,7 +49,10 @@ fn play(driver: &mut RawDriver, input: &mut Input<'_>) {
         6 => driver.put(layout.desc + u64::from(input.u16() % 0x400), input.bytes(16)),
         7 => driver.put(layout.avail + u64::from(input.u8()), input.bytes(4)),
         8 => {
-            let setup = QueueSetup { queue: u32::from(input.u8() % 3), ..QueueSetup::good(&layout, 1 << (input.u8() % 8)) };
+            let setup = QueueSetup {
+                queue: u32::from(input.u8() % 3),
+                ..QueueSetup::good(&layout, 1 << (input.u8() % 8))
+            };
             for (offset, value) in [
                 (register::QUEUE_SEL, setup.queue),
                 (register::QUEUE_NUM, setup.size),
@@ -85,9 +88,11 @@ fn play(driver: &mut RawDriver, input: &mut Input<'_>) {
 
 /// A life as it should be, and lives with a drain and a queue taken back in the middle.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let up = [&[10, 1, 10, 3, 11, 0][..], &[0, 0, 0, 0x30], &[11, 1, 1, 0, 0, 0], &[10, 11, 8, 0, 4, 10, 15]].concat();
+    let up = [&[10, 1, 10, 3, 11, 0][..], &[0, 0, 0, 0x30], &[11, 1, 1, 0, 0, 0], &[10, 11, 8, 0, 4, 10, 15]]
+        .concat();
     let desc = [&[6, 0, 0][..], &0x5_0000_u64.to_le_bytes(), &16_u32.to_le_bytes(), &[1, 0, 1, 0]].concat();
-    let status = [&[6, 16, 0][..], &0x5_1000_u64.to_le_bytes(), &513_u32.to_le_bytes(), &[2, 0, 0, 0]].concat();
+    let status =
+        [&[6, 16, 0][..], &0x5_1000_u64.to_le_bytes(), &513_u32.to_le_bytes(), &[2, 0, 0, 0]].concat();
     let offer = [desc, status, vec![7, 2, 1, 0, 0, 0], vec![5, 0]].concat();
     vec![
         [&up[..], &offer, &[4, 4]].concat(),

@@ -19,7 +19,8 @@ thread_local! {
 /// Walks the ring that an input describes.
 pub fn run(data: &[u8]) {
     SPACE.with(|space| {
-        let space = space.get_or_init(|| DmaSpace::anonymous(&[(0, LEN), (2 * LEN, 0x1000)]).expect("memory"));
+        let space =
+            space.get_or_init(|| DmaSpace::anonymous(&[(0, LEN), (2 * LEN, 0x1000)]).expect("memory"));
         walk(space, data);
     });
 }

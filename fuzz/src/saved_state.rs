@@ -74,5 +74,11 @@ fn good() -> (DmaSpace, Vec<u8>) {
 /// The good state as it is, and with a change here and there.
 pub fn seeds() -> Vec<Vec<u8>> {
     let (_, good) = good();
-    vec![[&[0], &good[..]].concat(), vec![1], vec![1, 20, 0, 1], vec![1, 60, 0, 0xff, 61, 0, 0xff], vec![1, 30, 0, 64]]
+    vec![
+        [&[0], &good[..]].concat(),
+        vec![1],
+        vec![1, 20, 0, 1],
+        vec![1, 60, 0, 0xff, 61, 0, 0xff],
+        vec![1, 30, 0, 64],
+    ]
 }
