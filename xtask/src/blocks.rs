@@ -59,14 +59,18 @@ struct Block {
     proofs: [Proof; COLUMNS.len()],
 }
 
+const MATRIX: &str = "tests/conformance.rs";
 const IN_PROCESS: &str = "tests/in_process.rs";
+const NET: &str = "tests/net_in_process.rs";
+const TAP: &str = "tests/net_tap.rs";
+const NET_BENCH: &str = "benches/net_path.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
 const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
-const BLOCKS: [Block; 8] = [
+const BLOCKS: [Block; 13] = [
     Block {
         name: "virtio-blk",
         kind: "front-end",
@@ -74,8 +78,8 @@ const BLOCKS: [Block; 8] = [
         proofs: [
             Needless,
             Open,
-            Open,
-            Open,
+            In("tests/hostile.rs", "hostile::run"),
+            In("fuzz/src/blk_request.rs", "pub fn run"),
             In("docs/blocks/virtio-blk.md", "```pipeline"),
             In(ROOTFS, "virtio-blk ->"),
             In(PATH_BENCH, "VirtioBlk::new"),
@@ -91,8 +95,8 @@ const BLOCKS: [Block; 8] = [
         proofs: [
             Needless,
             Open,
-            Open,
-            Open,
+            In("tests/hostile.rs", "hostile::run"),
+            In("fuzz/src/mmio_registers.rs", "pub fn run"),
             In("docs/virtio-mmio.md", "```rust"),
             In(ROOTFS, "virtio-blk ->"),
             In(PATH_BENCH, "MmioDevice::new"),
@@ -109,7 +113,7 @@ const BLOCKS: [Block; 8] = [
             Needless,
             Needless,
             In("iovirt-frontends/src/virtio/queue/tests/hostile.rs", "fn configurations_are_checked"),
-            Open,
+            In("fuzz/src/ring_walker.rs", "pub fn run"),
             Open,
             In("xtask/src/lab/cases/smp.rs", "virtio-blk"),
             In("benches/ring.rs", "SplitQueue::new"),
@@ -123,7 +127,7 @@ const BLOCKS: [Block; 8] = [
         kind: "interposer",
         source: "iovirt-backends/src/interposers/stats/mod.rs",
         proofs: [
-            Open,
+            In(MATRIX, "\"stats\""),
             Open,
             Needless,
             Needless,
@@ -136,11 +140,28 @@ const BLOCKS: [Block; 8] = [
         ],
     },
     Block {
+        name: "swappable",
+        kind: "interposer",
+        source: "iovirt-core/src/pipeline/swap.rs",
+        proofs: [
+            In(MATRIX, "\"swappable\""),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/swappable.md", "```pipeline"),
+            Open,
+            Open,
+            Needless,
+            In("tests/swap.rs", "fn exchanged_again_and_again_under_load"),
+            Needless,
+        ],
+    },
+    Block {
         name: "null",
         kind: "back-end",
         source: "iovirt-backends/src/block/null/mod.rs",
         proofs: [
-            Open,
+            In(MATRIX, "\"null,size=1M\""),
             Open,
             Needless,
             Needless,
@@ -157,7 +178,7 @@ const BLOCKS: [Block; 8] = [
         kind: "back-end",
         source: "iovirt-backends/src/block/memory/mod.rs",
         proofs: [
-            Open,
+            In(MATRIX, "\"memory,size=1M\""),
             Open,
             Needless,
             Needless,
@@ -200,6 +221,74 @@ const BLOCKS: [Block; 8] = [
             Open,
             Open,
             In(ALIGN, "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "virtio-net",
+        kind: "front-end",
+        source: "iovirt-frontends/src/virtio/net/mod.rs",
+        proofs: [
+            Needless,
+            Open,
+            Open,
+            Open,
+            In("docs/blocks/virtio-net.md", "```pipeline"),
+            In(NET, "virtio_drivers::device::net"),
+            In(NET_BENCH, "VirtioNet::new"),
+            In("iovirt-frontends/src/virtio/net/counters.rs", "pub struct NetSnapshot"),
+            Open,
+            In(NET, "fn saved_in_one_card_and_restored_in_another"),
+        ],
+    },
+    Block {
+        name: "filter",
+        kind: "interposer",
+        source: "iovirt-backends/src/interposers/filter/mod.rs",
+        proofs: [
+            Needless,
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/filter.md", "```pipeline"),
+            In(TAP, "fn a_frame_that_the_filter_drops_never_reaches_the_guest"),
+            Open,
+            In("iovirt-backends/src/interposers/filter/control.rs", "pub struct FilterSnapshot"),
+            Open,
+            Needless,
+        ],
+    },
+    Block {
+        name: "loopback",
+        kind: "back-end",
+        source: "iovirt-backends/src/net/loopback/mod.rs",
+        proofs: [
+            Needless,
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/loopback.md", "```pipeline"),
+            Needless,
+            In(NET_BENCH, "LoopbackBackend::new"),
+            In("iovirt-backends/src/net/loopback/control.rs", "pub struct LoopbackSnapshot"),
+            Open,
+            Needless,
+        ],
+    },
+    Block {
+        name: "tap",
+        kind: "back-end",
+        source: "iovirt-backends/src/net/tap/mod.rs",
+        proofs: [
+            Needless,
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/tap.md", "```pipeline"),
+            In(TAP, "fn frames_go_both_ways_in_order"),
+            Open,
+            In("iovirt-backends/src/net/tap/backend.rs", "pub struct TapSnapshot"),
+            Open,
             Needless,
         ],
     },

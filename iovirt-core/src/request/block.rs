@@ -332,6 +332,39 @@ impl BlockCaps {
     }
 }
 
+impl BlockCaps {
+    /// Whether a stack with these capabilities may take the place of one with those of `told`, which a guest has been told:
+    /// what [`Swappable`](crate::pipeline::Swappable) asks of block stacks.
+    ///
+    /// # Errors
+    /// One sentence that names the first thing that is missing.
+    pub fn may_replace(told: &Self, new: &Self) -> Result<(), String> {
+        let refuse = |what: String| Err(format!("the stack cannot take the place of the one in use: {what}"));
+        if new.logical_block != told.logical_block {
+            return refuse(format!(
+                "its blocks have {} bytes, not {}",
+                new.logical_block, told.logical_block
+            ));
+        }
+        if new.capacity < told.capacity {
+            return refuse(format!("it has {} bytes, fewer than {}", new.capacity, told.capacity));
+        }
+        if new.read_only && !told.read_only {
+            return refuse("it is read-only".into());
+        }
+        if new.durability.weaker_than(told.durability) {
+            return refuse(format!("it promises {:?}, less than {:?}", new.durability, told.durability));
+        }
+        if told.discard.is_some() && new.discard.is_none() {
+            return refuse("it cannot discard".into());
+        }
+        if told.write_zeroes.is_some() && new.write_zeroes.is_none() {
+            return refuse("it cannot write zeroes".into());
+        }
+        Ok(())
+    }
+}
+
 /// What survives a loss of power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -342,6 +375,17 @@ pub enum Durability {
     /// Nothing is promised: flushes and FUA are acknowledged and ignored. Of a stack that could promise more only by an
     /// explicit option with an alarming name; of one that lives in memory by its nature.
     Unsafe,
+}
+
+impl Durability {
+    fn weaker_than(self, other: Self) -> bool {
+        let rank = |durability| match durability {
+            Self::WriteThrough => 2,
+            Self::WriteBack => 1,
+            Self::Unsafe => 0,
+        };
+        rank(self) < rank(other)
+    }
 }
 
 /// Limits of [`BlockOp::Discard`].

@@ -6,6 +6,7 @@ mod loopback;
 mod memory;
 mod null;
 mod stats;
+mod swappable;
 mod tap;
 mod virtio_blk;
 mod virtio_net;
@@ -44,6 +45,7 @@ pub(super) fn rows() -> Vec<StageRow> {
         virtio_blk::row(),
         virtio_net::row(),
         stats::row(),
+        swappable::row(),
         filter::row(),
         null::row(),
         memory::row(),

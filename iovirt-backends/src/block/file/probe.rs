@@ -54,8 +54,9 @@ pub(super) fn open(config: &FileConfig) -> Result<File, BackendError> {
         flags |= libc::O_DIRECT;
     }
     let writable = config.access == FileAccess::ReadWrite;
-    OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&config.path).map_err(|error| {
-        let path = config.path.display();
+    let path = config.path.display();
+    let options = OpenOptions::new().read(true).write(writable).custom_flags(flags).clone();
+    let file = options.open(&config.path).map_err(|error| {
         let errno = error.raw_os_error();
         match errno {
             Some(libc::EINVAL) if config.direct == Direct::On => refuses_direct(config),
@@ -66,7 +67,12 @@ pub(super) fn open(config: &FileConfig) -> Result<File, BackendError> {
             ),
             _ => BackendError::host(format!("{path} cannot be opened"), error),
         }
-    })
+    })?;
+    // io_uring takes a non-blocking file for one that it can ask not to wait, and where the file system cannot do that it
+    // holds the worker instead of going to a thread.
+    sys::set_blocking(file.as_fd())
+        .map_err(|error| BackendError::host(format!("{path} cannot be used"), error))?;
+    Ok(file)
 }
 
 /// Checks that a descriptor fits the configuration.
