@@ -231,7 +231,7 @@ const BLOCKS: [Block; 13] = [
         proofs: [
             Needless,
             Open,
-            Open,
+            In("tests/net_hostile.rs", "hostile::run"),
             Open,
             In("docs/blocks/virtio-net.md", "```pipeline"),
             In(NET, "virtio_drivers::device::net"),

@@ -42,6 +42,9 @@ impl ControlQueue {
 
     /// Does the command of the chain at hand, and writes the answer.
     fn answer(&mut self, ring: &Ring) -> Result<u32, QueueError> {
+        if self.chain.readable().is_empty() {
+            return Err(QueueError::Request("a control command is empty"));
+        }
         let answer = obey(&self.shared, self.features, self.chain.readable());
         if answer == Answer::Error {
             self.shared.counters.refused_commands.fetch_add(1, Ordering::Relaxed);
