@@ -1,6 +1,8 @@
 use super::*;
 use iovirt_backends::block::memory::MemoryConfig;
 use iovirt_backends::block::null::NullConfig;
+use iovirt_backends::interposers::delay::DelayConfig;
+use iovirt_backends::interposers::fault::{FaultConfig, FaultKind};
 use iovirt_backends::interposers::stats::{StatsConfig, StatsControl};
 use iovirt_core::Backend;
 use proptest::prelude::*;
@@ -34,7 +36,7 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
             "vritio-blk -> null",
             "column 1: there is no stage `vritio-blk`; did you mean `virtio-blk`? (allowed: virtio-blk)",
         ),
-        ("virtio-blk -> zzz -> null", "column 15: there is no stage `zzz` (allowed: stats)"),
+        ("virtio-blk -> zzz -> null", "column 15: there is no stage `zzz` (allowed: delay, fault, stats)"),
         (
             "virtio-blk -> null,szie=1G",
             "column 20: `null` has no key `szie`; did you mean `size`? (allowed: size, fill)",
@@ -64,6 +66,11 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
 
 #[test]
 fn what_a_stage_refuses_is_told_with_its_place() {
+    assert_eq!(
+        build("stats -> fault,fail=reed -> null").unwrap_err().to_string(),
+        "column 10: `fault`: fail=reed: there is no block request called `reed` (allowed: all, or some of read, write, \
+         flush, discard, write-zeroes, with + between them)",
+    );
     assert_eq!(
         build("stats -> null,size=100").unwrap_err().to_string(),
         "column 10: `null`: a disk cannot have 100 bytes: the size is a multiple of 512, above zero and below 2^63",
@@ -137,6 +144,8 @@ fn typed_defaults_are_those_of_the_table() {
     check::<NullConfig>();
     check::<MemoryConfig>();
     check::<StatsConfig>();
+    check::<DelayConfig>();
+    check::<FaultConfig>();
 }
 
 #[test]
@@ -168,6 +177,19 @@ proptest! {
         prop_assert_eq!(round_trip(&memory), memory);
         let stats = StatsConfig { name };
         prop_assert_eq!(round_trip(&stats), stats);
+    }
+
+    #[test]
+    fn stages_for_tests_are_described_and_back(
+        seed in any::<u64>(), every in any::<u64>(), permille in 0..=1000_u32, millis in 0..1_000_000_u64,
+        kinds in prop::sample::select(vec!["all", "read", "read+flush", "write-zeroes"]),
+        kind in prop::sample::select(vec![FaultKind::Error, FaultKind::Stall, FaultKind::Drop]),
+    ) {
+        let fault = FaultConfig { fail: kinds.parse().unwrap(), kind, every, permille, seed };
+        prop_assert_eq!(round_trip(&fault), fault);
+        let (time, jitter) = (std::time::Duration::from_millis(millis), std::time::Duration::from_nanos(millis));
+        let delay = DelayConfig { time, jitter, kinds: kinds.parse().unwrap(), seed };
+        prop_assert_eq!(round_trip(&delay), delay);
     }
 
     #[test]

@@ -65,7 +65,7 @@ const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
-const BLOCKS: [Block; 8] = [
+const BLOCKS: [Block; 10] = [
     Block {
         name: "virtio-blk",
         kind: "front-end",
@@ -115,6 +115,40 @@ const BLOCKS: [Block; 8] = [
             Needless,
             In("iovirt-frontends/src/virtio/queue/tests/oracle.rs", "proptest!"),
             In("iovirt-frontends/src/virtio/queue/tests/good.rs", "fn a_saved_chain_is_read_again"),
+        ],
+    },
+    Block {
+        name: "delay",
+        kind: "interposer",
+        source: "iovirt-backends/src/interposers/delay/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/delay/tests.rs", "conformance::run"),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/delay.md", "```pipeline"),
+            Open,
+            Open,
+            Needless,
+            In("iovirt-backends/src/interposers/delay/tests.rs", "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "fault",
+        kind: "interposer",
+        source: "iovirt-backends/src/interposers/fault/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/fault/tests.rs", "conformance::run"),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/fault.md", "```pipeline"),
+            Open,
+            Open,
+            In("iovirt-backends/src/interposers/fault/control.rs", "pub struct FaultSnapshot"),
+            In("iovirt-backends/src/interposers/fault/tests.rs", "proptest!"),
+            Needless,
         ],
     },
     Block {

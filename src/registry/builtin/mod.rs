@@ -1,5 +1,7 @@
 //! The rows of the stages in this build: one file each, with the way from options to the stage's configuration and back.
 
+mod delay;
+mod fault;
 mod file;
 mod memory;
 mod null;
@@ -36,7 +38,7 @@ pub trait TypedStage: Sized {
 }
 
 pub(super) fn rows() -> Vec<StageRow> {
-    vec![virtio_blk::row(), stats::row(), null::row(), memory::row(), file::row()]
+    vec![virtio_blk::row(), delay::row(), fault::row(), stats::row(), null::row(), memory::row(), file::row()]
 }
 
 /// A description of a stage in the making, without the options that have their default.
