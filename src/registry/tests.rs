@@ -5,6 +5,8 @@ use iovirt_backends::interposers::delay::DelayConfig;
 use iovirt_backends::interposers::fault::{FaultConfig, FaultKind};
 use iovirt_backends::interposers::stats::{StatsConfig, StatsControl};
 use iovirt_core::Backend;
+use iovirt_core::scheduler::Weight;
+use iovirt_sched::scheduled::{FlowSnapshot, ScheduledConfig};
 use proptest::prelude::*;
 
 fn complaint(text: &str) -> String {
@@ -36,7 +38,10 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
             "vritio-blk -> null",
             "column 1: there is no stage `vritio-blk`; did you mean `virtio-blk`? (allowed: virtio-blk)",
         ),
-        ("virtio-blk -> zzz -> null", "column 15: there is no stage `zzz` (allowed: delay, fault, stats)"),
+        (
+            "virtio-blk -> zzz -> null",
+            "column 15: there is no stage `zzz` (allowed: delay, fault, scheduled, stats)",
+        ),
         (
             "virtio-blk -> null,szie=1G",
             "column 20: `null` has no key `szie`; did you mean `size`? (allowed: size, fill)",
@@ -93,6 +98,23 @@ const FAKE: StageInfo = StageInfo {
         KeyInfo::default("count", ValueKind::Integer { min: 1, max: u64::MAX }, "70000", "how many"),
     ],
 };
+
+#[test]
+fn pipelines_of_a_registry_share_groups() {
+    let registry = Registry::standard();
+    let build = |chain: &str| registry.build_block(&chain.parse().unwrap());
+    let one = build("scheduled,group=g,weight=300,depth=8 -> null").unwrap();
+    let two = build("scheduled,group=g -> memory,size=1M").unwrap();
+    let weights = |flows: Vec<FlowSnapshot>| flows.iter().map(|flow| flow.weight).collect::<Vec<_>>();
+    assert_eq!(weights(registry.groups().get("g").unwrap().snapshot()), [300, 100]);
+    assert_eq!(
+        build("stats -> scheduled,group=g,depth=9 -> null").unwrap_err().to_string(),
+        "column 10: `scheduled`: depth=9 is not allowed: the group `g` has a depth of 8",
+    );
+    assert!(Registry::standard().groups().get("g").is_none(), "another registry's groups are its own");
+    drop((one, two));
+    assert!(registry.groups().get("g").is_none());
+}
 
 #[test]
 fn an_embedder_adds_stages_and_takes_their_options() {
@@ -190,6 +212,9 @@ proptest! {
         let (time, jitter) = (std::time::Duration::from_millis(millis), std::time::Duration::from_nanos(millis));
         let delay = DelayConfig { time, jitter, kinds: kinds.parse().unwrap(), seed };
         prop_assert_eq!(round_trip(&delay), delay);
+        let (weight, depth) = (Weight::new(permille + 1).unwrap(), std::num::NonZeroUsize::new(millis as usize % 99));
+        let scheduled = ScheduledConfig { group: kinds.into(), weight, depth };
+        prop_assert_eq!(round_trip(&scheduled), scheduled);
     }
 
     #[test]

@@ -5,11 +5,13 @@ mod fault;
 mod file;
 mod memory;
 mod null;
+mod scheduled;
 mod stats;
 mod virtio_blk;
 
 use super::{Options, StageInfo, StageRow};
 use crate::describe::{DescribeError, StageSpec};
+use iovirt_sched::scheduled::Groups;
 
 /// A stage's configuration that can be described: from options, and back as the shortest description of it.
 ///
@@ -37,8 +39,17 @@ pub trait TypedStage: Sized {
     fn to_spec(&self) -> StageSpec;
 }
 
-pub(super) fn rows() -> Vec<StageRow> {
-    vec![virtio_blk::row(), delay::row(), fault::row(), stats::row(), null::row(), memory::row(), file::row()]
+pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
+    vec![
+        virtio_blk::row(),
+        delay::row(),
+        fault::row(),
+        scheduled::row(groups.clone()),
+        stats::row(),
+        null::row(),
+        memory::row(),
+        file::row(),
+    ]
 }
 
 /// A description of a stage in the making, without the options that have their default.
