@@ -40,7 +40,7 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
         ),
         (
             "virtio-blk -> zzz -> null",
-            "column 15: there is no stage `zzz` (allowed: delay, fault, scheduled, stats)",
+            "column 15: there is no stage `zzz` (allowed: delay, fault, scheduled, stats, swappable)",
         ),
         (
             "virtio-blk -> null,szie=1G",

@@ -1,6 +1,6 @@
 //! The control handle of one pipeline.
 
-use super::group::{FlowSnapshot, Member};
+use super::group::{FlowSnapshot, Group, Member};
 use iovirt_core::scheduler::Weight;
 use std::sync::{Arc, Weak};
 
@@ -14,6 +14,10 @@ pub struct ScheduledControl {
 impl ScheduledControl {
     pub(super) fn new(member: &Arc<Member>) -> Self {
         Self { member: Arc::downgrade(member) }
+    }
+
+    pub(super) fn is_in(&self, group: &Arc<Group>) -> bool {
+        self.member.upgrade().is_some_and(|member| Arc::ptr_eq(member.group(), group))
     }
 
     /// Changes the weight, also for requests that wait already. Nothing happens where the pipeline is gone.

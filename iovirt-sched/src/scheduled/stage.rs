@@ -33,6 +33,17 @@ impl<R: Request, B: Backend<R>> Interposer<R, B> for Scheduled {
     type Stacked = ScheduledBackend<B>;
 
     fn attach(self, below: B) -> Result<ScheduledBackend<B>, AttachError> {
+        let mut stages = Stages::default();
+        below.stages(&mut stages);
+        let group = self.member.group();
+        if stages.controls::<ScheduledControl>().any(|(_, below)| below.is_in(group)) {
+            // It would hold places above and wait for places below: with all of them held above, for ever.
+            let reason = format!(
+                "a stage below is in the group `{}` already; a pipeline joins a group once",
+                group.name()
+            );
+            return Err(AttachError::new("scheduled", reason));
+        }
         let control = Arc::new(ScheduledControl::new(&self.member));
         Ok(ScheduledBackend { below, member: self.member, control })
     }

@@ -239,6 +239,17 @@ fn groups_are_found_by_name_and_agree_on_their_depth() {
     drop(stage);
 }
 
+#[test]
+fn a_pipeline_joins_a_group_once() {
+    let (one, two) = (group(1), Group::new("other", Box::new(Fifo::new(depth(1)))));
+    let stack = above(&two, 100, above(&one, 100, disk()));
+    let refused = Pipeline::top().stage(Scheduled::new(&one, weight(1))).backend(stack).map(drop);
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "scheduled: a stage below is in the group `test` already; a pipeline joins a group once"
+    );
+}
+
 /// A scheduler with something amiss or something more, above an honest one.
 struct Wrapped<F> {
     inner: Sfq,

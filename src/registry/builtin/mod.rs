@@ -7,6 +7,7 @@ mod memory;
 mod null;
 mod scheduled;
 mod stats;
+mod swappable;
 mod virtio_blk;
 
 use super::{Options, StageInfo, StageRow};
@@ -46,6 +47,7 @@ pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
         fault::row(),
         scheduled::row(groups.clone()),
         stats::row(),
+        swappable::row(),
         null::row(),
         memory::row(),
         file::row(),
