@@ -9,6 +9,7 @@
 //! | [`driver`], [`io`], [`guest`] | [`Driver`]: the submitting side, with guest memory in odd pieces |
 //! | [`workload`], [`oracle`], [`stamp`] | [`Workload`]: seeded load that knows what may be found, now and after a cut |
 //! | [`alloc`] | [`CountingAllocator`] |
+//! | [`lifecycle`] | drain, reset, save and restore, stall, resize and swap in the middle of load, in deterministic simulation |
 //! | [`conformance`] | the suite that every back-end and every stage runs |
 //!
 //! Everything that is random comes from a seed. A failure prints it; `IOVIRT_SEED` runs it again, and
@@ -20,6 +21,7 @@ pub mod conformance;
 pub mod driver;
 pub mod guest;
 pub mod io;
+pub mod lifecycle;
 pub mod manual;
 pub mod oracle;
 pub mod power_loss;
