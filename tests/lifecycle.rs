@@ -80,7 +80,10 @@ fn file(options: &str) -> Stack {
     build(&format!("file,path={}{options}", image.path().display()))
 }
 
-fn disks() -> Vec<(&'static str, Box<dyn Fn() -> Stack>)> {
+/// A disk by name, and what makes a fresh one.
+type Disk = (&'static str, Box<dyn Fn() -> Stack>);
+
+fn disks() -> Vec<Disk> {
     vec![
         ("memory", Box::new(|| build("memory,size=1M"))),
         ("null", Box::new(|| build("null,size=1M"))),

@@ -60,6 +60,8 @@ struct Block {
 }
 
 const MATRIX: &str = "tests/conformance.rs";
+const LIFECYCLE: &str = "tests/lifecycle.rs";
+const SCHED_BENCH: &str = "benches/sched.rs";
 const IN_PROCESS: &str = "tests/in_process.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
@@ -125,7 +127,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/interposers/delay/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/delay/tests.rs", "conformance::run"),
-            Open,
+            In(LIFECYCLE, "fn interposers()"),
             Needless,
             Needless,
             In("docs/blocks/delay.md", "```pipeline"),
@@ -142,7 +144,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/interposers/fault/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/fault/tests.rs", "conformance::run"),
-            Open,
+            In(LIFECYCLE, "fn interposers()"),
             Needless,
             Needless,
             In("docs/blocks/fault.md", "```pipeline"),
@@ -159,12 +161,12 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-sched/src/scheduled/mod.rs",
         proofs: [
             In("iovirt-sched/src/scheduled/tests.rs", "conformance::run"),
-            Open,
+            In(LIFECYCLE, "fn interposers()"),
             Needless,
             Needless,
             In("docs/blocks/scheduled.md", "```pipeline"),
             Open,
-            Open,
+            In(SCHED_BENCH, "Sfq::new"),
             In("iovirt-sched/src/scheduled/group.rs", "pub struct FlowSnapshot"),
             In("iovirt-sched/src/sfq/tests.rs", "proptest!"),
             Needless,
@@ -176,7 +178,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/interposers/stats/mod.rs",
         proofs: [
             In(MATRIX, "\"stats\""),
-            Open,
+            In(LIFECYCLE, "fn interposers()"),
             Needless,
             Needless,
             In("docs/blocks/stats.md", "```pipeline"),
@@ -193,7 +195,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-core/src/pipeline/swap.rs",
         proofs: [
             In(MATRIX, "\"swappable\""),
-            Open,
+            In(LIFECYCLE, "fn interposers()"),
             Needless,
             Needless,
             In("docs/blocks/swappable.md", "```pipeline"),
@@ -210,7 +212,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/block/null/mod.rs",
         proofs: [
             In(MATRIX, "\"null,size=1M\""),
-            Open,
+            In(LIFECYCLE, "null,size=1M"),
             Needless,
             Needless,
             In("docs/blocks/null.md", "```pipeline"),
@@ -227,7 +229,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/block/memory/mod.rs",
         proofs: [
             In(MATRIX, "\"memory,size=1M\""),
-            Open,
+            In(LIFECYCLE, "memory,size=1M"),
             Needless,
             Needless,
             In("docs/blocks/memory.md", "```pipeline"),
@@ -244,7 +246,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/block/file/mod.rs",
         proofs: [
             In("iovirt-backends/src/block/file/tests/conformance.rs", "conformance::run"),
-            Open,
+            In(LIFECYCLE, "\"file, write-back\""),
             Needless,
             Needless,
             In("docs/blocks/file.md", "```pipeline"),
