@@ -11,6 +11,7 @@
 //! | [`alloc`] | [`CountingAllocator`] |
 //! | [`lifecycle`] | drain, reset, save and restore, stall, resize and swap in the middle of load, in deterministic simulation |
 //! | [`conformance`] | the suite that every back-end and every stage runs |
+//! | [`hostile`] | the suite that every device runs: what a guest can do to it |
 //!
 //! Everything that is random comes from a seed. A failure prints it; `IOVIRT_SEED` runs it again, and
 //! `IOVIRT_ROUNDS` makes a test longer or shorter.
@@ -20,6 +21,7 @@ pub mod clock;
 pub mod conformance;
 pub mod driver;
 pub mod guest;
+pub mod hostile;
 pub mod io;
 pub mod lifecycle;
 pub mod manual;
