@@ -134,9 +134,7 @@ where
 {
     move || {
         let disk = PowerLossDisk::boxed(PowerLossConfig::new(1 << 20));
-        BoxBackend::new(
-            Pipeline::top().stage(AsyncLayer::new(Stage(handler.clone()))).backend(disk).unwrap(),
-        )
+        BoxBackend::new(Pipeline::top().stage(AsyncLayer::new(Stage(handler.clone()))).backend(disk).unwrap())
     }
 }
 

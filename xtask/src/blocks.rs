@@ -64,10 +64,11 @@ const IN_PROCESS: &str = "tests/in_process.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
 const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
+const NBD_PEERS: &str = "iovirt-backends/src/block/nbd/tests/peers.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
-const BLOCKS: [Block; 9] = [
+const BLOCKS: [Block; 10] = [
     Block {
         name: "virtio-blk",
         kind: "front-end",
@@ -201,6 +202,23 @@ const BLOCKS: [Block; 9] = [
             Open,
             Needless,
             In(DIRECT, "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "nbd",
+        kind: "back-end",
+        source: "iovirt-backends/src/block/nbd/mod.rs",
+        proofs: [
+            In(NBD_PEERS, "conformance::run"),
+            Open,
+            In("iovirt-backends/src/block/nbd/tests/lies.rs", "fn lies_in_replies_lose_the_connection"),
+            Open,
+            In("docs/blocks/nbd.md", "```pipeline"),
+            In(NBD_PEERS, "fn what_we_write_qemu_has_in_its_file"),
+            Open,
+            Open,
+            In("iovirt-backends/src/block/nbd/proto.rs", "proptest!"),
             Needless,
         ],
     },

@@ -2,6 +2,7 @@
 
 mod file;
 mod memory;
+mod nbd;
 mod null;
 mod stats;
 mod swappable;
@@ -37,7 +38,15 @@ pub trait TypedStage: Sized {
 }
 
 pub(super) fn rows() -> Vec<StageRow> {
-    vec![virtio_blk::row(), stats::row(), swappable::row(), null::row(), memory::row(), file::row()]
+    vec![
+        virtio_blk::row(),
+        stats::row(),
+        swappable::row(),
+        null::row(),
+        memory::row(),
+        file::row(),
+        nbd::row(),
+    ]
 }
 
 /// A description of a stage in the making, without the options that have their default.

@@ -253,11 +253,8 @@ impl Connection {
             sent += link
                 .when(Interest::Writable, |socket| {
                     let behind = sent.saturating_sub(head);
-                    let part = data.map(|data| Part {
-                        from: data.from + behind,
-                        len: data.len - behind,
-                        ..data
-                    });
+                    let part =
+                        data.map(|data| Part { from: data.from + behind, len: data.len - behind, ..data });
                     sys::send(socket, &self.sending.borrow()[sent.min(head) as usize..], part)
                 })
                 .await? as u64;
@@ -329,7 +326,12 @@ impl Connection {
     }
 
     /// A read, a write, a trim or a write-zeroes, in as many steps as the server's limits make of it.
-    async fn do_range(&self, io: &Io<BlockRequest>, request: &BlockRequest, command: Command) -> Result<(), BlockError> {
+    async fn do_range(
+        &self,
+        io: &Io<BlockRequest>,
+        request: &BlockRequest,
+        command: Command,
+    ) -> Result<(), BlockError> {
         let facts = &self.shared.facts;
         let has_data = matches!(command, Command::Read | Command::Write);
         let step = if has_data { facts.payload } else { facts.range };

@@ -28,9 +28,8 @@ pub(super) struct Facts {
 
 impl Facts {
     pub(super) fn new(export: &Export, config: &NbdConfig) -> Result<Self, BackendError> {
-        let bad = |what: String| {
-            Err(BackendError::config(format!("the NBD server at {} {what}", config.address)))
-        };
+        let bad =
+            |what: String| Err(BackendError::config(format!("the NBD server at {} {what}", config.address)));
         let Some((size, flags)) = export.size_and_flags else {
             return bad("does not say how large the export is".into());
         };
@@ -46,7 +45,9 @@ impl Facts {
         let block = min.max(SECTOR as u32);
         let capacity = size & !(u64::from(block) - 1);
         if capacity == 0 || i64::try_from(size).is_err() {
-            return bad(format!("has an export of {size} bytes: one block and less than 2^63 bytes make a disk"));
+            return bad(format!(
+                "has an export of {size} bytes: one block and less than 2^63 bytes make a disk"
+            ));
         }
         let has = |flag| flags & flag != 0;
         let read_only = has(proto::FLAG_READ_ONLY) || config.access == NbdAccess::ReadOnly;

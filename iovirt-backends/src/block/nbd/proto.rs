@@ -199,7 +199,10 @@ impl Export {
         };
         match learned {
             Some(len) if len == info.len() => Ok(()),
-            _ => Err(format!("sends {} bytes about the export, which is not what any information takes", info.len())),
+            _ => Err(format!(
+                "sends {} bytes about the export, which is not what any information takes",
+                info.len()
+            )),
         }
     }
 }
@@ -239,10 +242,7 @@ mod tests {
             Message { command: Command::WriteZeroes, flags: 3, cookie: 0x0102, offset: 0x0304, len: 0x0506 };
         assert_eq!(
             message.bytes(),
-            [
-                0x25, 0x60, 0x95, 0x13, 0, 3, 0, 6, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 3, 4, 0, 0, 5,
-                6
-            ]
+            [0x25, 0x60, 0x95, 0x13, 0, 3, 0, 6, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 3, 4, 0, 0, 5, 6]
         );
     }
 

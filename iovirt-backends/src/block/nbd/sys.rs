@@ -115,12 +115,7 @@ pub(super) fn is_quiet(socket: &impl AsRawFd) -> bool {
     let mut byte = 0u8;
     // SAFETY: one byte is there to be written.
     let result = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            (&raw mut byte).cast(),
-            1,
-            libc::MSG_PEEK | libc::MSG_DONTWAIT,
-        )
+        libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
     };
     result < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
 }

@@ -49,7 +49,13 @@ struct SlotCalls<R> {
 
 impl<R: StandIn> Calls<R> {
     /// For `slots` slots of which the first `depth` have requests of their own.
-    pub(super) fn new(depth: usize, slots: usize, children: u32, ready: Arc<ReadySet>, lane: LaneWaker) -> Self {
+    pub(super) fn new(
+        depth: usize,
+        slots: usize,
+        children: u32,
+        ready: Arc<ReadySet>,
+        lane: LaneWaker,
+    ) -> Self {
         let total = depth + slots * children as usize;
         let mut calls = Vec::new();
         calls.resize_with(total, Call::default);

@@ -255,7 +255,9 @@ impl<R: StandIn, Q: Queue<R>> Queue<R> for AsyncQueue<R, Q> {
     fn mode(&self) -> Mode {
         match self.shared.draining.get() {
             false => Mode::Running,
-            true if self.shared.in_flight.get() > 0 || self.shared.rest.get() != Rest::Reached => Mode::Draining,
+            true if self.shared.in_flight.get() > 0 || self.shared.rest.get() != Rest::Reached => {
+                Mode::Draining
+            }
             true => self.below.mode(),
         }
     }

@@ -86,7 +86,10 @@ fn lies_in_the_handshake_are_refused_in_one_sentence() {
         (after(reply(1, &[])), "does not say how large the export is"),
         (after([export(0, 1), reply(1, &[])].concat()), "has an export of 0 bytes"),
         (after([export(u64::MAX, 1), reply(1, &[])].concat()), "has an export of 18446744073709551615 bytes"),
-        (after([export(1 << 20, 1), reply(3, &sizes), reply(1, &[])].concat()), "block sizes that are not allowed"),
+        (
+            after([export(1 << 20, 1), reply(3, &sizes), reply(1, &[])].concat()),
+            "block sizes that are not allowed",
+        ),
         (after(reply(3, &[0, 0, 1])), "3 bytes about the export"),
         (after(huge), "answers with 4294967295 bytes"),
         (after(endless), "says more than 64 things"),
@@ -137,7 +140,11 @@ fn lies_in_replies_lose_the_connection() {
     let twice = |cookie: &[u8]| [answer(0, cookie), vec![7; 512], answer(0, cookie)].concat();
     assert_eq!(told(twice), [BlockOutput::Done, IO, IO, IO], "the same reply twice");
     let error = |cookie: &[u8]| answer(28, cookie);
-    assert_eq!(told(error), [BlockOutput::Failed(BlockError::NoSpace), IO, IO, IO], "an honest error, and the end");
+    assert_eq!(
+        told(error),
+        [BlockOutput::Failed(BlockError::NoSpace), IO, IO, IO],
+        "an honest error, and the end"
+    );
 }
 
 #[test]

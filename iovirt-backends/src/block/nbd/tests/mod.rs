@@ -31,7 +31,7 @@ impl Server {
         };
         let server = Self { child, socket, _folder: folder };
         let since = Instant::now();
-        while !server.socket.exists() {
+        while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {
             assert!(since.elapsed() < Duration::from_secs(20), "{program} does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }

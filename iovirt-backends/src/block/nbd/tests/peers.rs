@@ -40,9 +40,20 @@ fn what_we_write_qemu_has_in_its_file() {
     let server = Server::start("qemu-nbd", |socket, folder| {
         image = folder.join("disk.img");
         std::fs::File::create(&image).expect("an image").set_len(4 << 20).expect("a size");
-        ["-f", "raw", "-t", "-x", "disk", "--discard=unmap", "--shared=4", "-k", &socket.to_string_lossy(), &image.to_string_lossy()]
-            .map(str::to_owned)
-            .into()
+        [
+            "-f",
+            "raw",
+            "-t",
+            "-x",
+            "disk",
+            "--discard=unmap",
+            "--shared=4",
+            "-k",
+            &socket.to_string_lossy(),
+            &image.to_string_lossy(),
+        ]
+        .map(str::to_owned)
+        .into()
     });
     let Some(mut server) = server else { return };
     let named = |name: &str| NbdConfig { export: name.into(), ..server.config() };
@@ -82,9 +93,13 @@ fn a_read_only_export_refuses_writes() {
 
 #[test]
 fn a_server_without_flush_promises_nothing_unless_we_are_told() {
-    let Some(server) =
-        Server::nbdkit(&["eval", "get_size=echo 1M", "pread=dd if=/dev/zero bs=$3 count=1", "pwrite=cat >/dev/null", "can_write=exit 0"])
-    else {
+    let Some(server) = Server::nbdkit(&[
+        "eval",
+        "get_size=echo 1M",
+        "pread=dd if=/dev/zero bs=$3 count=1",
+        "pwrite=cat >/dev/null",
+        "can_write=exit 0",
+    ]) else {
         return;
     };
     assert_eq!(server.connect().caps().durability, Durability::Unsafe);
@@ -103,14 +118,19 @@ fn a_server_without_flush_promises_nothing_unless_we_are_told() {
 
 #[test]
 fn errors_of_the_server_are_told_and_survived() {
-    let Some(server) = Server::nbdkit(&["--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-pwrite-rate=50%"]) else {
+    let Some(server) =
+        Server::nbdkit(&["--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-pwrite-rate=50%"])
+    else {
         return;
     };
     let mut driver = driver(&server.connect());
     let mut failed = 0;
     for round in 0..200u64 {
         match outcome(&mut driver, BlockIo::write(round * 512, vec![round as u8; 512])) {
-            Ok(_) => assert_eq!(outcome(&mut driver, BlockIo::read(round * 512, 512)).expect("a read"), [round as u8; 512]),
+            Ok(_) => assert_eq!(
+                outcome(&mut driver, BlockIo::read(round * 512, 512)).expect("a read"),
+                [round as u8; 512]
+            ),
             Err(error) => {
                 assert_eq!(error, BlockError::NoSpace);
                 failed += 1;
