@@ -7,7 +7,7 @@ use crate::dma::{SgLimits, SgList, SgPool};
 use crate::request::{Completion, Request, Tag};
 use crate::worker::LaneWaker;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 /// What became of a request that a slot sent down.
 #[derive(Debug, Default)]
@@ -120,21 +120,21 @@ impl<R: StandIn> Calls<R> {
         }
     }
 
-    /// What became of a call; where it is below still, `waker` is woken once it is not.
-    pub(super) fn ask(&mut self, tag: Tag, waker: &Waker) -> Option<Option<Completion<R>>> {
+    /// What became of a call, `None` where it was lost; where it is below still, `waker` is woken once it is not.
+    pub(super) fn ask(&mut self, tag: Tag, waker: &Waker) -> Poll<Option<Completion<R>>> {
         let call = &mut self.calls[tag.index()];
         match std::mem::take(call) {
-            Call::Home(completion) => Some(Some(completion)),
-            Call::Lost | Call::None => Some(None),
+            Call::Home(completion) => Poll::Ready(Some(completion)),
+            Call::Lost | Call::None => Poll::Ready(None),
             Call::Waiting(known) => {
                 let mut place = Some(known);
                 remember(&mut place, waker);
                 *call = place.map_or(Call::Abandoned, Call::Waiting);
-                None
+                Poll::Pending
             }
             Call::Abandoned => {
                 *call = Call::Waiting(waker.clone());
-                None
+                Poll::Pending
             }
         }
     }

@@ -137,7 +137,7 @@ impl<R: StandIn> Future for ChildCall<R> {
             return Poll::Pending;
         }
         let outcome = lease.shared.calls.borrow_mut().ask(lease.tag, cx.waker());
-        let Some(outcome) = outcome else { return Poll::Pending };
+        let Poll::Ready(outcome) = outcome else { return Poll::Pending };
         lease.below = false;
         let (request, output) = match outcome {
             Some(completion) => (Some(completion.request), completion.output),

@@ -107,9 +107,9 @@ impl<R: StandIn> Io<R> {
 
     /// Waits until nothing of this slot is below: until then the request has to keep its memory.
     pub(super) fn settled(&self) -> impl Future<Output = ()> + '_ {
-        std::future::poll_fn(|_| match self.shared.calls.borrow().is_settled(self.slot) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+        std::future::poll_fn(|_| {
+            let settled = self.shared.calls.borrow().is_settled(self.slot);
+            if settled { Poll::Ready(()) } else { Poll::Pending }
         })
     }
 
@@ -230,15 +230,15 @@ impl<R: StandIn> Future for Forward<'_, R> {
             return Poll::Ready(R::aborted());
         }
         match calls.ask(tag, cx.waker()) {
-            None => Poll::Pending,
-            Some(Some(completion)) => {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(completion)) => {
                 let stand_in = std::mem::replace(self.request, completion.request);
                 calls.put_stand_in(io.slot, stand_in);
                 drop(calls);
                 self.sent = false;
                 Poll::Ready(completion.output)
             }
-            Some(None) => {
+            Poll::Ready(None) => {
                 // Lost below: the slot has to know when it completes.
                 calls.mark_lost(io.slot);
                 drop(calls);

@@ -53,7 +53,7 @@ impl<T> Default for Mailbox<T> {
 
 impl<T> fmt::Debug for Mailbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mailbox").field("full", &self.value.borrow().is_some()).finish()
+        f.debug_struct("Mailbox").field("full", &self.value.borrow().is_some()).finish_non_exhaustive()
     }
 }
 
@@ -97,7 +97,7 @@ impl fmt::Debug for Semaphore {
         f.debug_struct("Semaphore")
             .field("permits", &self.permits.get())
             .field("waiting", &self.waiting.borrow().len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -78,7 +78,7 @@ fn lies_in_the_handshake_are_refused_in_one_sentence() {
     let mut huge = reply(3, &[]);
     huge[16..].copy_from_slice(&u32::MAX.to_be_bytes());
     let mut sizes = vec![0, 3];
-    [3u32, 3, 3].iter().for_each(|word| sizes.extend_from_slice(&word.to_be_bytes()));
+    sizes.extend_from_slice(&3u32.to_be_bytes().repeat(3));
     let cases: [(Script, &str); 11] = [
         (raw(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "does not speak NBD"),
         (raw(b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\0\0"), "negotiates in an old style"),

@@ -77,7 +77,7 @@ fn what_we_write_qemu_has_in_its_file() {
     let content = std::fs::read(&image).expect("the image");
     assert_eq!(content[..4096], [1; 4096]);
     assert_eq!(content[4096..12288], [0; 8192]);
-    assert_eq!(content[16384..65536 + 4096], [2; 65536 + 4096 - 16384]);
+    assert!(content[16384..65536 + 4096].iter().all(|&byte| byte == 2));
     server.kill();
 }
 
