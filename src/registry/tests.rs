@@ -1,5 +1,6 @@
 use super::*;
 use iovirt_backends::block::memory::MemoryConfig;
+use iovirt_backends::block::nbd::{NbdAccess, NbdAddress, NbdConfig};
 use iovirt_backends::block::null::NullConfig;
 use iovirt_backends::interposers::delay::DelayConfig;
 use iovirt_backends::interposers::fault::{FaultConfig, FaultKind};
@@ -32,7 +33,7 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
     let cases = [
         (
             "virtio-blk -> nul",
-            "column 15: there is no stage `nul`; did you mean `null`? (allowed: null, memory, file)",
+            "column 15: there is no stage `nul`; did you mean `null`? (allowed: null, memory, file, nbd)",
         ),
         (
             "vritio-blk -> null",
@@ -197,6 +198,13 @@ proptest! {
         prop_assert_eq!(round_trip(&null), null);
         let memory = MemoryConfig { size, physical_block, read_only: switch };
         prop_assert_eq!(round_trip(&memory), memory);
+        let nbd = NbdConfig {
+            export: name.clone(),
+            connections: 1 + usize::from(physical_block as u8),
+            access: if switch { NbdAccess::ReadOnly } else { NbdAccess::ReadWrite },
+            ..NbdConfig::new(NbdAddress::Tcp { host: "example".into(), port: (size as u16).max(1) })
+        };
+        prop_assert_eq!(round_trip(&nbd), nbd);
         let stats = StatsConfig { name };
         prop_assert_eq!(round_trip(&stats), stats);
     }

@@ -48,3 +48,9 @@ pub use workload::{Violation, Workload, WorkloadConfig};
 #[doc = include_str!("../../../docs/testing-your-own-stage.md")]
 #[derive(Debug)]
 pub struct TestingYourOwnStage;
+
+/// So are those of the page about async stages, which the kit tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/write-your-own-stage-async.md")]
+#[derive(Debug)]
+pub struct WriteYourOwnStageAsync;

@@ -4,6 +4,7 @@ mod delay;
 mod fault;
 mod file;
 mod memory;
+mod nbd;
 mod null;
 mod scheduled;
 mod stats;
@@ -51,6 +52,7 @@ pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
         null::row(),
         memory::row(),
         file::row(),
+        nbd::row(),
     ]
 }
 
