@@ -41,7 +41,6 @@
 
 mod parent;
 mod queue;
-mod ranges;
 
 #[cfg(test)]
 mod tests;
@@ -52,7 +51,7 @@ use iovirt_core::pipeline::{Event, EventListener, Stages};
 use iovirt_core::request::block::{BlockCaps, BlockRequest, SECTOR};
 use iovirt_core::state::{StageStates, StateError};
 use iovirt_core::{AttachError, Backend, BackendError, Depth, Interposer, WorkerContext};
-use ranges::RangeLocks;
+use iovirt_core::stage::RangeLocks;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
