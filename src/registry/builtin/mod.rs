@@ -2,8 +2,10 @@
 
 mod file;
 mod memory;
+mod mirror;
 mod null;
 mod stats;
+mod stripe;
 mod virtio_blk;
 
 use super::{Options, StageInfo, StageRow};
@@ -36,7 +38,7 @@ pub trait TypedStage: Sized {
 }
 
 pub(super) fn rows() -> Vec<StageRow> {
-    vec![virtio_blk::row(), stats::row(), null::row(), memory::row(), file::row()]
+    vec![virtio_blk::row(), stats::row(), mirror::row(), stripe::row(), null::row(), memory::row(), file::row()]
 }
 
 /// A description of a stage in the making, without the options that have their default.
