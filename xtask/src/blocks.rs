@@ -66,7 +66,7 @@ const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
-const BLOCKS: [Block; 8] = [
+const BLOCKS: [Block; 11] = [
     Block {
         name: "virtio-blk",
         kind: "front-end",
@@ -133,6 +133,72 @@ const BLOCKS: [Block; 8] = [
             In("iovirt-backends/src/interposers/stats/control.rs", "pub struct StatsSnapshot"),
             In("iovirt-backends/src/interposers/stats/tests.rs", "proptest!"),
             Needless,
+        ],
+    },
+    Block {
+        name: "mirror",
+        kind: "fan-out",
+        source: "iovirt-backends/src/interposers/mirror/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/mirror/tests.rs", "conformance::run"),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/mirror.md", "```pipeline"),
+            Open,
+            Open,
+            In("iovirt-backends/src/interposers/mirror/control.rs", "pub struct ReplicaSnapshot"),
+            In(
+                "iovirt-backends/src/interposers/mirror/tests.rs",
+                "fn random_operations_with_a_failing_replica",
+            ),
+            In(
+                "iovirt-backends/src/interposers/mirror/tests.rs",
+                "fn a_failed_replica_is_told_of_and_saved",
+            ),
+        ],
+    },
+    Block {
+        name: "stripe",
+        kind: "fan-out",
+        source: "iovirt-backends/src/interposers/stripe/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/stripe/tests.rs", "conformance::run"),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/stripe.md", "```pipeline"),
+            Open,
+            Open,
+            Needless,
+            In(
+                "iovirt-backends/src/interposers/stripe/tests.rs",
+                "proptest!",
+            ),
+            Needless,
+        ],
+    },
+    Block {
+        name: "overlay",
+        kind: "fan-out",
+        source: "iovirt-backends/src/interposers/overlay/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/overlay/tests.rs", "conformance::run"),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/overlay.md", "```pipeline"),
+            Open,
+            Open,
+            In("iovirt-backends/src/interposers/overlay/control.rs", "pub fn allocated"),
+            In(
+                "iovirt-backends/src/interposers/overlay/tests.rs",
+                "proptest!",
+            ),
+            In(
+                "iovirt-backends/src/interposers/overlay/tests.rs",
+                "fn the_bitmap_is_saved_and_restored",
+            ),
         ],
     },
     Block {

@@ -44,3 +44,9 @@ pub use workload::{Violation, Workload, WorkloadConfig};
 #[doc = include_str!("../../../docs/testing-your-own-stage.md")]
 #[derive(Debug)]
 pub struct TestingYourOwnStage;
+
+/// The same for the page on how to write a stage.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/write-your-own-stage.md")]
+#[derive(Debug)]
+pub struct WriteYourOwnStage;

@@ -365,3 +365,61 @@ fn overlapping_writes_leave_all_replicas_with_the_same() {
     assert!(!differs_under_overlapping_writes(Sabotage::None));
     assert!(differs_under_overlapping_writes(Sabotage::KeepsNoOrder), "the test would not notice");
 }
+
+/// One replica in memory, and one that does what it is told: it fails, drops, or does requests in any order.
+#[test]
+fn random_operations_with_a_failing_replica() {
+    const SIZE: u64 = 32 * 512;
+    let seed = seed_or(0x00c0_ffee);
+    let mut rng = Rng::new(seed);
+    for round in 0..rounds_or(60) {
+        let (shaky, handle) = ManualBackend::<BlockRequest>::new(BlockCaps::new(SIZE));
+        let (good, power) = PowerLossDisk::new(PowerLossConfig::new(SIZE).seed(rng.next_u64()));
+        let read = if rng.one_in(2) { ReadPolicy::First } else { ReadPolicy::RoundRobin };
+        let stack = mirror(&config(1, read), vec![BoxBackend::new(shaky), BoxBackend::new(good)]);
+        let mut driver = Driver::new(rng.next_u64()).unwrap();
+        driver.open(&stack, 8).unwrap();
+        let (mut model, mut replica) = (vec![0_u8; SIZE as usize], vec![0_u8; SIZE as usize]);
+        for step in 0..40 {
+            let (first, count) = (rng.below(28) as usize, rng.between(1, 4) as usize);
+            let range = first * 512..(first + count) * 512;
+            let write = rng.one_in(2);
+            let io = if write {
+                BlockIo::write(range.start as u64, vec![step + 1; range.len()])
+            } else {
+                BlockIo::read(range.start as u64, range.len() as u64)
+            };
+            driver.submit(io).unwrap();
+            let mut done = driver.turn();
+            let fate = rng.below(8);
+            for waiting in handle.in_flight() {
+                match fate {
+                    0 => assert!(handle.complete(waiting.id, IO)),
+                    1 => assert!(handle.lose(waiting.id)),
+                    _ => {
+                        handle.with_request(waiting.id, |request| {
+                            if write {
+                                request.sg().copy_to(0, &mut replica[range.clone()]).unwrap();
+                            } else {
+                                request.sg_mut().copy_from(0, &replica[range.clone()]).unwrap();
+                            }
+                        });
+                        assert!(handle.complete(waiting.id, DONE));
+                    }
+                }
+            }
+            done.append(&mut driver.wait_all().unwrap());
+            let name = format!("IOVIRT_SEED={seed:#x}, round {round}, step {step}");
+            assert_eq!((done.len(), done[0].output), (1, DONE), "{name}");
+            if write {
+                model[range].fill(step + 1);
+            } else {
+                assert!(done[0].data == model[range], "{name}: a read found something else");
+            }
+            assert!(!failed(&stack)[1], "{name}: the good one");
+            assert!(failed(&stack)[0] || replica == model, "{name}: it missed a write and did not fail");
+        }
+        driver.wait_all().unwrap();
+        assert!(power.content() == model);
+    }
+}
