@@ -1,7 +1,7 @@
 //! The table as text: what `--list-stages` prints, and what the documentation has.
 
-use crate::describe::Count;
 use super::{KeyInfo, Need, Registry, StageKind, StageRow};
+use crate::describe::Count;
 use std::fmt::{self, Display, Formatter, Write};
 
 const KINDS: [(StageKind, &str); 4] = [

@@ -45,7 +45,9 @@ pub use builtin::TypedStage;
 pub use options::{OptionValue, Options};
 pub use row::{Family, KeyInfo, Maturity, Need, StageInfo, StageKind, StageRow, ValueKind};
 
-use crate::describe::{Chain, DescribeError, DescribeErrorKind, Description, MAX_DEPTH, Node, Place, StageSpec};
+use crate::describe::{
+    Chain, DescribeError, DescribeErrorKind, Description, MAX_DEPTH, Node, Place, StageSpec,
+};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::BlockRequest;
 use iovirt_frontends::virtio::VirtioDevice;

@@ -105,8 +105,11 @@ pub enum Maturity {
 
 pub(super) type Make<T> = Box<dyn Fn(&Options<'_>) -> Result<T, DescribeError> + Send + Sync>;
 
-pub(super) type MakeFanOut =
-    Box<dyn Fn(&Options<'_>, Vec<BoxBackend<BlockRequest>>) -> Result<BoxBackend<BlockRequest>, DescribeError> + Send + Sync>;
+pub(super) type MakeFanOut = Box<
+    dyn Fn(&Options<'_>, Vec<BoxBackend<BlockRequest>>) -> Result<BoxBackend<BlockRequest>, DescribeError>
+        + Send
+        + Sync,
+>;
 
 /// What builds a stage.
 pub(super) enum Build {
@@ -154,7 +157,10 @@ impl StageRow {
     pub fn block_fanout(
         info: StageInfo,
         branches: RangeInclusive<usize>,
-        make: impl Fn(&Options<'_>, Vec<BoxBackend<BlockRequest>>) -> Result<BoxBackend<BlockRequest>, DescribeError>
+        make: impl Fn(
+            &Options<'_>,
+            Vec<BoxBackend<BlockRequest>>,
+        ) -> Result<BoxBackend<BlockRequest>, DescribeError>
         + Send
         + Sync
         + 'static,

@@ -57,14 +57,26 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
         ("virtio-blk -> stats", "column 15: `stats` is an interposer, and a back-end belongs here"),
         ("virtio-blk -> null [null]", "column 15: `null` takes nothing in brackets"),
         ("virtio-blk -> mirror -> null", "column 15: `mirror` is a fan-out, and an interposer belongs here"),
-        ("virtio-blk -> mirror", "column 15: `mirror` takes 1 to 64 pipelines in brackets, and there is none"),
-        ("virtio-blk -> overlay [null]", "column 15: `overlay` takes 2 pipelines in brackets, and 1 is given"),
+        (
+            "virtio-blk -> mirror",
+            "column 15: `mirror` takes 1 to 64 pipelines in brackets, and there is none",
+        ),
+        (
+            "virtio-blk -> overlay [null]",
+            "column 15: `overlay` takes 2 pipelines in brackets, and 1 is given",
+        ),
         (
             "virtio-blk -> overlay [null | null | null]",
             "column 15: `overlay` takes 2 pipelines in brackets, and 3 are given",
         ),
-        ("virtio-blk -> mirror [null | stats]", "column 30: `stats` is an interposer, and a back-end belongs here"),
-        ("virtio-blk -> mirror [null | nul]", "column 30: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file)"),
+        (
+            "virtio-blk -> mirror [null | stats]",
+            "column 30: `stats` is an interposer, and a back-end belongs here",
+        ),
+        (
+            "virtio-blk -> mirror [null | nul]",
+            "column 30: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file)",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(complaint(text), expected, "{text:?}");
@@ -107,8 +119,7 @@ fn fan_outs_are_described_and_come_back() {
         assert_eq!(T::from_options(&Options::check(&T::INFO, &spec).unwrap()).as_ref(), Ok(config));
     }
     back(&MirrorConfig::default(), "mirror");
-    let mirror =
-        MirrorConfig { name: "m".into(), write_quorum: Some(2), read: ReadPolicy::RoundRobin };
+    let mirror = MirrorConfig { name: "m".into(), write_quorum: Some(2), read: ReadPolicy::RoundRobin };
     back(&mirror, "mirror,name=m,write-quorum=2,read=round-robin");
     back(&StripeConfig { chunk: 1 << 20, ..StripeConfig::default() }, "stripe,chunk=1M");
     back(&OverlayConfig { cluster: 4096, ..OverlayConfig::default() }, "overlay,cluster=4K");

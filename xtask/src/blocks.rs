@@ -152,10 +152,7 @@ const BLOCKS: [Block; 11] = [
                 "iovirt-backends/src/interposers/mirror/tests.rs",
                 "fn random_operations_with_a_failing_replica",
             ),
-            In(
-                "iovirt-backends/src/interposers/mirror/tests.rs",
-                "fn a_failed_replica_is_told_of_and_saved",
-            ),
+            In("iovirt-backends/src/interposers/mirror/tests.rs", "fn a_failed_replica_is_told_of_and_saved"),
         ],
     },
     Block {
@@ -171,10 +168,7 @@ const BLOCKS: [Block; 11] = [
             Open,
             Open,
             Needless,
-            In(
-                "iovirt-backends/src/interposers/stripe/tests.rs",
-                "proptest!",
-            ),
+            In("iovirt-backends/src/interposers/stripe/tests.rs", "proptest!"),
             Needless,
         ],
     },
@@ -191,14 +185,8 @@ const BLOCKS: [Block; 11] = [
             Open,
             Open,
             In("iovirt-backends/src/interposers/overlay/control.rs", "pub fn allocated"),
-            In(
-                "iovirt-backends/src/interposers/overlay/tests.rs",
-                "proptest!",
-            ),
-            In(
-                "iovirt-backends/src/interposers/overlay/tests.rs",
-                "fn the_bitmap_is_saved_and_restored",
-            ),
+            In("iovirt-backends/src/interposers/overlay/tests.rs", "proptest!"),
+            In("iovirt-backends/src/interposers/overlay/tests.rs", "fn the_bitmap_is_saved_and_restored"),
         ],
     },
     Block {

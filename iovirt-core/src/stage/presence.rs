@@ -159,13 +159,18 @@ impl<P: Presence> FanOutStage<BlockRequest> for Layered<P> {
     fn caps(&self, layers: &[Arc<BlockCaps>]) -> Result<BlockCaps, AttachError> {
         let refuse = |reason: String| Err(AttachError::new(self.presence.name(), reason));
         let [upper, lower] = layers else {
-            return refuse(format!("{} layers are not allowed: 2 are, the upper and the lower", layers.len()));
+            return refuse(format!(
+                "{} layers are not allowed: 2 are, the upper and the lower",
+                layers.len()
+            ));
         };
         let logical_block = upper.logical_block.max(lower.logical_block);
         let block = u64::from(logical_block);
         let cluster = self.presence.cluster();
         if !cluster.is_power_of_two() || cluster < block {
-            return refuse(format!("clusters of {cluster} bytes are not allowed: powers of two from {block} are"));
+            return refuse(format!(
+                "clusters of {cluster} bytes are not allowed: powers of two from {block} are"
+            ));
         }
         let capacity = lower.capacity.min(self.presence.capacity());
         let capacity = capacity - capacity % block;
@@ -333,29 +338,6 @@ impl<P: Presence> LayeredFan<P> {
         !whole && !self.is_above(cluster)
     }
 
-    /// A cluster was read from below: changes it and writes it above.
-    fn copy_up(
-        &self,
-        walk: &mut Walk,
-        cluster: Range<u64>,
-        request: &BlockRequest,
-        copy: &mut BlockRequest,
-        children: &mut Children<'_, BlockRequest>,
-    ) -> Result<(), BlockError> {
-        let part = cluster.start.max(request.offset())..cluster.end.min(request.end());
-        let (at, len) = (part.start - cluster.start, part.end - part.start);
-        let changed = match request.op() {
-            BlockOp::Write => copy.sg_mut().copy_sg(at, request.sg(), part.start - request.offset(), len),
-            _ => copy.sg_mut().fill(at, len, 0),
-        };
-        changed.map_err(|_| BlockError::Io)?;
-        walk.step = Step::Write(cluster.clone());
-        walk.at = part.end;
-        let flags = request.flags() & BlockFlags::FUA;
-        children
-            .start_block(UPPER, BlockOp::Write, flags, cluster, |list| list.swap_segments(copy.sg_mut()))
-    }
-
     /// Goes on after a child has succeeded.
     fn go_on(
         &self,
@@ -371,7 +353,7 @@ impl<P: Presence> LayeredFan<P> {
             BlockOp::Write | BlockOp::WriteZeroes => {
                 match (std::mem::replace(&mut walk.step, Step::Pass), child) {
                     (Step::CopyRead(cluster), Some(copy)) => {
-                        return self.copy_up(walk, cluster, request, copy, children);
+                        return copy_up(walk, cluster, request, copy, children);
                     }
                     (Step::Write(clusters), _) if !self.is_above(&clusters) => {
                         self.presence.allocate(clusters);
@@ -382,6 +364,27 @@ impl<P: Presence> LayeredFan<P> {
             }
         }
     }
+}
+
+/// A cluster was read from below: changes it and writes it above.
+fn copy_up(
+    walk: &mut Walk,
+    cluster: Range<u64>,
+    request: &BlockRequest,
+    copy: &mut BlockRequest,
+    children: &mut Children<'_, BlockRequest>,
+) -> Result<(), BlockError> {
+    let part = cluster.start.max(request.offset())..cluster.end.min(request.end());
+    let (at, len) = (part.start - cluster.start, part.end - part.start);
+    let changed = match request.op() {
+        BlockOp::Write => copy.sg_mut().copy_sg(at, request.sg(), part.start - request.offset(), len),
+        _ => copy.sg_mut().fill(at, len, 0),
+    };
+    changed.map_err(|_| BlockError::Io)?;
+    walk.step = Step::Write(cluster.clone());
+    walk.at = part.end;
+    let flags = request.flags() & BlockFlags::FUA;
+    children.start_block(UPPER, BlockOp::Write, flags, cluster, |list| list.swap_segments(copy.sg_mut()))
 }
 
 impl<P: Presence> FanOut<BlockRequest> for LayeredFan<P> {

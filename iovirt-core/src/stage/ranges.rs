@@ -110,7 +110,13 @@ impl RangeClient {
     }
 
     /// Asks for a range: true where it is granted now. Otherwise [`RangeClient::granted`] names the tag later.
-    pub fn ask(&self, table: &mut RangeTable, range: Range<u64>, hold: Hold, tag: Tag) -> (RangeTicket, bool) {
+    pub fn ask(
+        &self,
+        table: &mut RangeTable,
+        range: Range<u64>,
+        hold: Hold,
+        tag: Tag,
+    ) -> (RangeTicket, bool) {
         table.ask(range, hold, self.id, tag)
     }
 

@@ -39,7 +39,16 @@ pub trait TypedStage: Sized {
 }
 
 pub(super) fn rows() -> Vec<StageRow> {
-    vec![virtio_blk::row(), stats::row(), mirror::row(), stripe::row(), overlay::row(), null::row(), memory::row(), file::row()]
+    vec![
+        virtio_blk::row(),
+        stats::row(),
+        mirror::row(),
+        stripe::row(),
+        overlay::row(),
+        null::row(),
+        memory::row(),
+        file::row(),
+    ]
 }
 
 /// A description of a stage in the making, without the options that have their default.

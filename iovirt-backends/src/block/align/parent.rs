@@ -1,6 +1,5 @@
 //! A request that is done in several steps.
 
-
 use iovirt_core::dma::SgList;
 use iovirt_core::request::block::{BlockOp, BlockOutput, BlockRequest};
 use iovirt_core::stage::{Hold, RangeTicket};

@@ -25,7 +25,8 @@
 //!
 //! # Promises
 //! * A request comes home when all replicas that it went to have answered (or dropped it), also where the quorum is reached
-//!   before: a replica that never answers holds up what went to it.
+//!   before: a replica that never answers holds up what went to it,
+//!   and writes that overlap that.
 //! * A guest that changes memory while it is being written does not make replicas differ: what goes to several is copied
 //!   once, and the copy written. Data that goes to one replica is not copied.
 //! * Writes that overlap, of any queue, are done one after another, so that all replicas end with the same.

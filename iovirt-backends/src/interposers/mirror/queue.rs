@@ -96,9 +96,15 @@ impl MirrorFan {
         match started {
             Ok(()) => Ok(copy),
             Err(error) => {
-                copy.into_iter().for_each(|copy| self.copies.put(copy));
+                self.put(copy);
                 Err(error)
             }
+        }
+    }
+
+    fn put(&mut self, copy: Option<Box<SgList>>) {
+        if let Some(copy) = copy {
+            self.copies.put(copy);
         }
     }
 
@@ -183,7 +189,7 @@ impl FanOut<BlockRequest> for MirrorFan {
 
     fn finish(&mut self, answers: Answers, request: &mut BlockRequest) -> BlockOutput {
         let Answers { done, failed, error, copy } = answers;
-        copy.into_iter().for_each(|copy| self.copies.put(copy));
+        self.put(copy);
         let failure = BlockOutput::Failed(error.unwrap_or(BlockError::Io));
         if request.op() == BlockOp::Read {
             return if done == 0 { failure } else { BlockOutput::Done };

@@ -116,7 +116,8 @@ impl FanOutStage<BlockRequest> for Mirror {
         let MirrorState { replicas, failed } = states.pop()?;
         let own = self.control.replicas().len();
         if replicas as usize != own || failed & all(own) != failed || failed == all(own) {
-            let reason = format!("it is of {replicas} replicas, of which {failed:#b} have failed; here are {own}");
+            let reason =
+                format!("it is of {replicas} replicas, of which {failed:#b} have failed; here are {own}");
             return Err(StateError::Mismatch { kind: MirrorState::KIND.into(), reason });
         }
         self.control.set_failed(failed);

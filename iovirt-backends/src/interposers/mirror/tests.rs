@@ -148,7 +148,9 @@ fn a_write_that_fails_everywhere_makes_no_replica_worse_than_another() {
     driver.open(&stack, 4).unwrap();
     driver.submit(BlockIo::write(0, vec![7; 512]));
     driver.turn();
-    handles.iter().for_each(|handle| assert!(handle.complete(FIRST, BlockOutput::Failed(BlockError::NoSpace))));
+    for handle in &handles {
+        assert!(handle.complete(FIRST, BlockOutput::Failed(BlockError::NoSpace)));
+    }
     assert_eq!(driver.turn()[0].output, BlockOutput::Failed(BlockError::NoSpace));
     assert_eq!(failed(&stack), [false, false]);
 }
@@ -344,8 +346,11 @@ fn differs_under_overlapping_writes(sabotage: Sabotage) -> bool {
     let mut rng = Rng::new(seed_or(5));
     (0..30).any(|_| {
         let disks = (0..2).map(|_| PowerLossDisk::new(PowerLossConfig::new(16 << 10).seed(rng.next_u64())));
-        let (replicas, handles): (Vec<Boxed>, Vec<PowerLossHandle>) =
-            disks.collect::<Vec<_>>().into_iter().map(|(disk, handle)| (BoxBackend::new(disk), handle)).unzip();
+        let (replicas, handles): (Vec<Boxed>, Vec<PowerLossHandle>) = disks
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|(disk, handle)| (BoxBackend::new(disk), handle))
+            .unzip();
         let stack = broken(sabotage, replicas);
         let mut driver = Driver::new(rng.next_u64()).unwrap();
         driver.open(&stack, 16).unwrap();

@@ -62,7 +62,10 @@ fn layers_that_do_not_fit_are_refused() {
         let config = OverlayConfig { cluster, ..config() };
         Overlay::over(&config, memory(upper), memory(lower)).unwrap_err().to_string()
     };
-    assert_eq!(refused(5000, 4096, 4096), "overlay: cluster=5000 is not allowed: powers of two from 4K to 1M are");
+    assert_eq!(
+        refused(5000, 4096, 4096),
+        "overlay: cluster=5000 is not allowed: powers of two from 4K to 1M are"
+    );
     assert_eq!(
         refused(4096, 4096, 8192),
         "overlay: the upper layer has 4096 bytes: it needs the 8192 of the lower"
@@ -271,7 +274,11 @@ impl Presence for Broken {
     }
     fn lookup(&self, range: Range<u64>) -> (Layer, u64) {
         let (layer, end) = self.inner.lookup(range.clone());
-        if self.mistake == Mistake::RunsOn && layer == Layer::Lower { (layer, range.end) } else { (layer, end) }
+        if self.mistake == Mistake::RunsOn && layer == Layer::Lower {
+            (layer, range.end)
+        } else {
+            (layer, end)
+        }
     }
     fn allocate(&self, range: Range<u64>) {
         let end = match self.mistake {
@@ -318,12 +325,8 @@ proptest! {
 
 #[test]
 fn the_comparison_notices_mistakes() {
-    let script = vec![
-        (Step::Write(200), 0, 24),
-        (Step::Read, 0, 40),
-        (Step::Write(201), 60, 3),
-        (Step::Read, 40, 40),
-    ];
+    let script =
+        vec![(Step::Write(200), 0, 24), (Step::Read, 0, 40), (Step::Write(201), 60, 3), (Step::Read, 40, 40)];
     for mistake in [Mistake::NotesOne, Mistake::NotesOneMore, Mistake::RunsOn] {
         let (base, content) = base();
         let broken = Broken { inner: Overlay::new(&config(), SIZE).unwrap(), mistake };
@@ -384,7 +387,9 @@ fn loses_writes(stack: impl Fn(Boxed, Boxed) -> Boxed) -> bool {
         let mut disk = || PowerLossDisk::boxed(PowerLossConfig::new(4 * CLUSTER).seed(rng.next_u64()));
         let stack = stack(disk(), disk());
         let mut drivers = [Driver::new(1).unwrap(), Driver::new(2).unwrap()];
-        drivers.iter_mut().for_each(|driver| driver.open(&stack, 32).unwrap());
+        for driver in &mut drivers {
+            driver.open(&stack, 32).unwrap();
+        }
         let mut sectors: Vec<u64> = (0..32).collect();
         rng.shuffle(&mut sectors);
         for &sector in &sectors {
@@ -392,7 +397,9 @@ fn loses_writes(stack: impl Fn(Boxed, Boxed) -> Boxed) -> bool {
             drivers[rng.index(2)].submit(io).unwrap();
         }
         while drivers.iter().any(|driver| driver.in_flight() > 0) {
-            drivers.iter_mut().for_each(|driver| drop(driver.turn()));
+            for driver in &mut drivers {
+                driver.turn();
+            }
         }
         let data = drivers[0].read(0, 4 * CLUSTER).unwrap();
         (0..32_usize).any(|sector| data[sector * 512] != sector as u8 + 1)

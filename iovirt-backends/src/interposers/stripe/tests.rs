@@ -79,7 +79,8 @@ fn what_was_flushed_survives_a_cut_under_all_branches() {
 #[test]
 fn a_branch_gets_one_request_however_many_chunks_there_are() {
     let made = (0..2).map(|_| ManualBackend::<BlockRequest>::new(BlockCaps::new(1 << 20)));
-    let (backends, handles): (Vec<_>, Vec<_>) = made.map(|(disk, handle)| (BoxBackend::new(disk), handle)).unzip();
+    let (backends, handles): (Vec<_>, Vec<_>) =
+        made.map(|(disk, handle)| (BoxBackend::new(disk), handle)).unzip();
     let stack = stripe(512, backends);
     let mut driver = Driver::new(1).unwrap();
     driver.open(&stack, 4).unwrap();
@@ -150,7 +151,12 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![Just(Step::Read), any::<u8>().prop_map(Step::Write), Just(Step::Discard), Just(Step::WriteZeroes)]
+    prop_oneof![
+        Just(Step::Read),
+        any::<u8>().prop_map(Step::Write),
+        Just(Step::Discard),
+        Just(Step::WriteZeroes)
+    ]
 }
 
 proptest! {

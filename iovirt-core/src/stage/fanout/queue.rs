@@ -311,9 +311,8 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Queue<R> for FanOutQueue<R, S
     }
 
     fn mode(&self) -> Mode {
-        let at_rest = || {
-            self.state.in_flight == 0 && self.queues.iter().all(|queue| queue.mode() == Mode::Quiesced)
-        };
+        let at_rest =
+            || self.state.in_flight == 0 && self.queues.iter().all(|queue| queue.mode() == Mode::Quiesced);
         match self.draining {
             false => Mode::Running,
             true if at_rest() => Mode::Quiesced,
