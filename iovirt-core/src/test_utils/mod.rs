@@ -54,3 +54,8 @@ pub struct TestingYourOwnStage;
 #[doc = include_str!("../../../docs/write-your-own-stage-async.md")]
 #[derive(Debug)]
 pub struct WriteYourOwnStageAsync;
+/// The same for the page on how to write a stage.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/write-your-own-stage.md")]
+#[derive(Debug)]
+pub struct WriteYourOwnStage;
