@@ -3,7 +3,7 @@
 //!
 //! Lines with a tap are built in a network namespace of their own, and not at all without root.
 //!
-//! `PATH` in a line stands for a file of 1 MiB.
+//! `PATH` in a line stands for a file of 1 MiB, `SOCKET` for the socket of an NBD server.
 
 mod common;
 
@@ -12,7 +12,10 @@ use iovirt::core::{Backend, Depth, Request, Worker, WorkerConfig};
 use iovirt::describe::Description;
 use iovirt::registry::{Family, Registry, StageKind};
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
 
 /// The pages in a folder of the repository and those below it.
 fn pages(folder: &Path) -> Vec<PathBuf> {
@@ -55,7 +58,41 @@ fn build(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Erro
     let file = tempfile::NamedTempFile::new()?;
     file.as_file().set_len(1 << 20)?;
     let path = file.path().to_str().ok_or("a path that is no text")?;
-    let description = registry.parse(&line.replace("PATH", path))?;
+    let folder = tempfile::tempdir()?;
+    let socket = folder.path().join("s");
+    let socket = socket.to_str().ok_or("a path that is no text")?;
+    let mut server = None;
+    if line.contains("SOCKET") {
+        let Some(started) = serve(socket)? else {
+            eprintln!("SKIPPED: nbdkit is not installed: `{line}`");
+            return Ok(());
+        };
+        server = Some(started);
+    }
+    let built = open_line(registry, &line.replace("PATH", path).replace("SOCKET", socket));
+    if let Some(mut server) = server {
+        server.kill()?;
+        server.wait()?;
+    }
+    built
+}
+
+/// Serves a disk of any export name.
+fn serve(socket: &str) -> Result<Option<Child>, Box<dyn std::error::Error>> {
+    let server = Command::new("nbdkit").args(["-f", "-U", socket, "memory", "1M"]).spawn();
+    let Ok(mut server) = server else { return Ok(None) };
+    for _ in 0..1000 {
+        if UnixStream::connect(socket).is_ok() {
+            return Ok(Some(server));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server.kill()?;
+    Err("nbdkit does not listen".into())
+}
+
+fn open_line(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let description = registry.parse(line)?;
     registry.frontend_options(&description.frontend)?;
     match registry.family(&description.frontend)? {
         Family::Net => open(&registry.build_net(&description.below)?),

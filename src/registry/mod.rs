@@ -45,13 +45,16 @@ pub use builtin::TypedStage;
 pub use options::{OptionValue, Options};
 pub use row::{Family, KeyInfo, Maturity, Need, StageInfo, StageKind, StageRow, ValueKind};
 
-use crate::describe::{Chain, DescribeError, DescribeErrorKind, Description, Node, Place, StageSpec};
+use crate::describe::{
+    Chain, DescribeError, DescribeErrorKind, Description, MAX_DEPTH, Node, Place, StageSpec,
+};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::BlockRequest;
 use iovirt_core::request::net::NetRequest;
 use iovirt_frontends::virtio::VirtioDevice;
 use iovirt_frontends::virtio::blk::{BlkConfig, VirtioBlk};
 use iovirt_frontends::virtio::net::{NetConfig, VirtioNet};
+use iovirt_sched::scheduled::Groups;
 use row::{Build, Buildable, Make};
 use std::sync::Arc;
 use thiserror::Error;
@@ -60,6 +63,7 @@ use thiserror::Error;
 #[derive(Debug)]
 pub struct Registry {
     rows: Vec<StageRow>,
+    groups: Groups,
 }
 
 /// A stage of that name is in the registry already.
@@ -70,12 +74,19 @@ pub struct NameTaken(pub &'static str);
 impl Registry {
     /// No stage at all.
     pub fn empty() -> Self {
-        Self { rows: Vec::new() }
+        Self { rows: Vec::new(), groups: Groups::new() }
     }
 
     /// The stages of this build.
     pub fn standard() -> Self {
-        Self { rows: builtin::rows() }
+        let groups = Groups::new();
+        Self { rows: builtin::rows(&groups), groups }
+    }
+
+    /// The groups that the `scheduled` stages of this registry's pipelines join, by name: to read them, or to
+    /// [add](Groups::add) one with a scheduler of its own. Pipelines of two registries share nothing.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// Adds a stage.
@@ -176,8 +187,17 @@ impl Registry {
 
     fn build<R: Buildable>(&self, chain: &Chain) -> Result<BoxBackend<R>, DescribeError> {
         self.check_chain(chain, R::OF)?;
-        let backend = self.make(&chain.backend.stage, R::backend)?;
-        let interposer = |spec| self.make(spec, R::interposer);
+        self.build_checked(chain)
+    }
+
+    /// Builds what has passed the check. The depth of the recursion is that of the brackets, which the check bounds.
+    fn build_checked<R: Buildable>(&self, chain: &Chain) -> Result<BoxBackend<R>, DescribeError> {
+        let Node { stage, branches } = &chain.backend;
+        let branches: Vec<_> =
+            branches.iter().map(|branch| self.build_checked(branch)).collect::<Result<_, _>>()?;
+        let backend = self.make(stage, |build, options| R::make_backend(build, options, branches))?;
+        let interposer =
+            |spec| self.make(spec, |build, options| R::interposer(build).map(|make: &Make<_>| make(options)));
         let stages = chain.stages.iter().map(interposer).collect::<Result<_, _>>()?;
         Ok(Pipeline::boxed(stages, backend)?)
     }
@@ -186,34 +206,52 @@ impl Registry {
     fn make<T>(
         &self,
         spec: &StageSpec,
-        builder: impl FnOnce(&Build) -> Option<&Make<T>>,
+        make: impl FnOnce(&Build, &Options<'_>) -> Option<Result<T, DescribeError>>,
     ) -> Result<T, DescribeError> {
         let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, None, None))?;
         let options = Options::check(row.info(), spec)?;
-        let made = builder(row.build()).map_or_else(
-            || {
-                let stage = spec.name().into();
-                Err(DescribeError::new(Place::default(), DescribeErrorKind::Unavailable { stage }))
-            },
-            |make| make(&options),
-        );
+        let made = make(row.build(), &options).unwrap_or_else(|| {
+            let stage = spec.name().into();
+            Err(DescribeError::new(Place::default(), DescribeErrorKind::Unavailable { stage }))
+        });
         made.map_err(|error| error.or_at(spec.place()))
     }
 
     fn check_chain(&self, chain: &Chain, family: Family) -> Result<(), DescribeError> {
+        self.check_nested(chain, family, MAX_DEPTH)
+    }
+
+    /// Checks a chain in which brackets may be nested so deep.
+    fn check_nested(&self, chain: &Chain, family: Family, depth: usize) -> Result<(), DescribeError> {
         for stage in &chain.stages {
             self.check_stage(stage, StageKind::Interposer, family)?;
         }
         let Node { stage, branches } = &chain.backend;
-        self.check_stage(stage, StageKind::BackEnd, family)?;
-        if !branches.is_empty() {
-            let kind = DescribeErrorKind::NoBranches { stage: stage.name().into() };
-            return Err(DescribeError::new(stage.place(), kind));
-        }
-        Ok(())
+        let row = self.check_stage(stage, StageKind::BackEnd, family)?;
+        let given = branches.len();
+        let kind = match row.branches() {
+            None if given == 0 => return Ok(()),
+            None => DescribeErrorKind::NoBranches { stage: stage.name().into() },
+            Some(allowed) if !allowed.contains(&given) => {
+                let (stage, allowed) = (stage.name().into(), allowed.clone());
+                DescribeErrorKind::BranchCount { stage, given, allowed }
+            }
+            Some(_) if depth == 0 => {
+                DescribeErrorKind::TooMuch { what: "levels of brackets", limit: MAX_DEPTH }
+            }
+            Some(_) => {
+                return branches.iter().try_for_each(|branch| self.check_nested(branch, family, depth - 1));
+            }
+        };
+        Err(DescribeError::new(stage.place(), kind))
     }
 
-    fn check_stage(&self, spec: &StageSpec, kind: StageKind, family: Family) -> Result<(), DescribeError> {
+    fn check_stage(
+        &self,
+        spec: &StageSpec,
+        kind: StageKind,
+        family: Family,
+    ) -> Result<&StageRow, DescribeError> {
         let row = self.expect(spec, kind, Some(family))?;
         let own = row.info().family;
         if own != family && own != Family::Any {
@@ -222,10 +260,11 @@ impl Registry {
             return Err(DescribeError::new(spec.place(), kind));
         }
         Options::check(row.info(), spec)?;
-        Ok(())
+        Ok(row)
     }
 
-    /// The row of a stage that is to be of that kind, in a pipeline of that family.
+    /// The row of a stage that is to be of that kind, in a pipeline of that family. A fan-out stands where
+    /// a back-end does.
     fn expect(
         &self,
         spec: &StageSpec,
@@ -233,7 +272,7 @@ impl Registry {
         family: Option<Family>,
     ) -> Result<&StageRow, DescribeError> {
         let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, Some(kind), family))?;
-        if row.kind() == kind {
+        if row.kind().stands_for(kind) {
             return Ok(row);
         }
         let (is, wanted) = (row.kind().with_article(), kind.with_article());
@@ -245,7 +284,7 @@ impl Registry {
     fn unknown(&self, spec: &StageSpec, kind: Option<StageKind>, family: Option<Family>) -> DescribeError {
         let fits = |row: &&StageRow| {
             let own = row.info().family;
-            kind.is_none_or(|kind| row.kind() == kind)
+            kind.is_none_or(|kind| row.kind().stands_for(kind))
                 && family.is_none_or(|family| own == family || own == Family::Any)
         };
         let allowed = self.rows().filter(fits).map(|row| row.info().name.into()).collect();

@@ -7,6 +7,7 @@ use iovirt_core::pipeline::{BoxBackend, BoxInterposer};
 use iovirt_core::request::block::BlockRequest;
 use iovirt_core::request::net::NetRequest;
 use std::fmt::{self, Display, Formatter};
+use std::ops::RangeInclusive;
 
 /// What the table says of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,8 @@ pub enum StageKind {
     FrontEnd,
     /// What stands between.
     Interposer,
+    /// What spreads requests over the pipelines in its brackets.
+    FanOut,
     /// What does the work.
     BackEnd,
 }
@@ -106,6 +109,12 @@ pub enum Maturity {
 
 pub(super) type Make<T> = Box<dyn Fn(&Options<'_>) -> Result<T, DescribeError> + Send + Sync>;
 
+pub(super) type MakeFanOut = Box<
+    dyn Fn(&Options<'_>, Vec<BoxBackend<BlockRequest>>) -> Result<BoxBackend<BlockRequest>, DescribeError>
+        + Send
+        + Sync,
+>;
+
 /// What builds a stage.
 pub(super) enum Build {
     /// Whoever makes the device: the table only checks its options.
@@ -116,6 +125,8 @@ pub(super) enum Build {
     NetBackend(Make<BoxBackend<NetRequest>>),
     /// Stands above any family.
     AnyInterposer(Make<BoxInterposer<BlockRequest>>, Make<BoxInterposer<NetRequest>>),
+    /// With the number of branches that it takes.
+    BlockFanOut(RangeInclusive<usize>, MakeFanOut),
     /// Nothing in this build.
     Absent(StageKind),
 }
@@ -174,6 +185,22 @@ impl StageRow {
         Self { info, build: Build::AnyInterposer(Box::new(block), Box::new(net)) }
     }
 
+    /// A stage that spreads block requests over several back-ends: the pipelines in its brackets, of which it takes as many
+    /// as `branches` says, in their order.
+    pub fn block_fanout(
+        info: StageInfo,
+        branches: RangeInclusive<usize>,
+        make: impl Fn(
+            &Options<'_>,
+            Vec<BoxBackend<BlockRequest>>,
+        ) -> Result<BoxBackend<BlockRequest>, DescribeError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self { info, build: Build::BlockFanOut(branches, Box::new(make)) }
+    }
+
     /// A stage that descriptions may name and that this build lacks: it is listed and checked, and building it says so.
     pub fn absent(info: StageInfo, kind: StageKind) -> Self {
         Self { info, build: Build::Absent(kind) }
@@ -192,7 +219,16 @@ impl StageRow {
                 StageKind::Interposer
             }
             Build::BlockBackend(_) | Build::NetBackend(_) => StageKind::BackEnd,
+            Build::BlockFanOut(..) => StageKind::FanOut,
             Build::Absent(kind) => kind,
+        }
+    }
+
+    /// How many pipelines the stage takes in its brackets; `None` where it takes none.
+    pub fn branches(&self) -> Option<&RangeInclusive<usize>> {
+        match &self.build {
+            Build::BlockFanOut(branches, _) => Some(branches),
+            _ => None,
         }
     }
 
@@ -269,10 +305,16 @@ impl Display for ValueKind {
 }
 
 impl StageKind {
+    /// Whether it may stand where `place` belongs.
+    pub(super) fn stands_for(self, place: Self) -> bool {
+        self == place || (self == Self::FanOut && place == Self::BackEnd)
+    }
+
     pub(super) fn with_article(self) -> &'static str {
         match self {
             Self::FrontEnd => "a front-end",
             Self::Interposer => "an interposer",
+            Self::FanOut => "a fan-out",
             Self::BackEnd => "a back-end",
         }
     }
@@ -303,8 +345,12 @@ pub(super) trait Buildable: Request {
     /// The family in the table.
     const OF: Family;
 
-    /// The builder of a back-end of this family.
-    fn backend(build: &Build) -> Option<&Make<BoxBackend<Self>>>;
+    /// Builds a back-end of this family above what is in its brackets; `None` where the row has none.
+    fn make_backend(
+        build: &Build,
+        options: &Options<'_>,
+        branches: Vec<BoxBackend<Self>>,
+    ) -> Option<Result<BoxBackend<Self>, DescribeError>>;
 
     /// The builder of an interposer for this family.
     fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>>;
@@ -313,8 +359,16 @@ pub(super) trait Buildable: Request {
 impl Buildable for BlockRequest {
     const OF: Family = Family::Block;
 
-    fn backend(build: &Build) -> Option<&Make<BoxBackend<Self>>> {
-        if let Build::BlockBackend(make) = build { Some(make) } else { None }
+    fn make_backend(
+        build: &Build,
+        options: &Options<'_>,
+        branches: Vec<BoxBackend<Self>>,
+    ) -> Option<Result<BoxBackend<Self>, DescribeError>> {
+        match build {
+            Build::BlockBackend(make) => Some(make(options)),
+            Build::BlockFanOut(_, make) => Some(make(options, branches)),
+            _ => None,
+        }
     }
 
     fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>> {
@@ -328,8 +382,12 @@ impl Buildable for BlockRequest {
 impl Buildable for NetRequest {
     const OF: Family = Family::Net;
 
-    fn backend(build: &Build) -> Option<&Make<BoxBackend<Self>>> {
-        if let Build::NetBackend(make) = build { Some(make) } else { None }
+    fn make_backend(
+        build: &Build,
+        options: &Options<'_>,
+        _: Vec<BoxBackend<Self>>,
+    ) -> Option<Result<BoxBackend<Self>, DescribeError>> {
+        if let Build::NetBackend(make) = build { Some(make(options)) } else { None }
     }
 
     fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>> {

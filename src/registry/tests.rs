@@ -1,13 +1,18 @@
 use super::*;
 use iovirt_backends::block::memory::MemoryConfig;
+use iovirt_backends::block::nbd::{NbdAccess, NbdAddress, NbdConfig};
 use iovirt_backends::block::null::NullConfig;
+use iovirt_backends::interposers::delay::DelayConfig;
+use iovirt_backends::interposers::fault::{FaultConfig, FaultKind};
 use iovirt_backends::interposers::filter::{Drops, FilterConfig};
 use iovirt_backends::interposers::stats::{StatsConfig, StatsControl};
 use iovirt_backends::net::loopback::LoopbackConfig;
 use iovirt_backends::net::tap::TapConfig;
 use iovirt_core::Backend;
 use iovirt_core::request::net::MacAddr;
+use iovirt_core::scheduler::Weight;
 use iovirt_frontends::virtio::net::NetConfig;
+use iovirt_sched::scheduled::{FlowSnapshot, ScheduledConfig};
 use proptest::prelude::*;
 
 fn complaint(text: &str) -> String {
@@ -33,7 +38,7 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
     let cases = [
         (
             "virtio-blk -> nul",
-            "column 15: there is no stage `nul`; did you mean `null`? (allowed: null, memory, file)",
+            "column 15: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file, nbd)",
         ),
         (
             "vritio-blk -> null",
@@ -45,7 +50,10 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
             "virtio-blk -> filter -> null",
             "column 15: `filter` is for net requests in a pipeline for block requests",
         ),
-        ("virtio-blk -> zzz -> null", "column 15: there is no stage `zzz` (allowed: stats, swappable)"),
+        (
+            "virtio-blk -> zzz -> null",
+            "column 15: there is no stage `zzz` (allowed: delay, fault, scheduled, stats, swappable)",
+        ),
         (
             "virtio-blk -> null,szie=1G",
             "column 20: `null` has no key `szie`; did you mean `size`? (allowed: size, fill)",
@@ -67,6 +75,27 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
         ("null -> null", "column 1: `null` is a back-end, and a front-end belongs here"),
         ("virtio-blk -> stats", "column 15: `stats` is an interposer, and a back-end belongs here"),
         ("virtio-blk -> null [null]", "column 15: `null` takes nothing in brackets"),
+        ("virtio-blk -> mirror -> null", "column 15: `mirror` is a fan-out, and an interposer belongs here"),
+        (
+            "virtio-blk -> mirror",
+            "column 15: `mirror` takes 1 to 64 pipelines in brackets, and there is none",
+        ),
+        (
+            "virtio-blk -> overlay [null]",
+            "column 15: `overlay` takes 2 pipelines in brackets, and 1 is given",
+        ),
+        (
+            "virtio-blk -> overlay [null | null | null]",
+            "column 15: `overlay` takes 2 pipelines in brackets, and 3 are given",
+        ),
+        (
+            "virtio-blk -> mirror [null | stats]",
+            "column 30: `stats` is an interposer, and a back-end belongs here",
+        ),
+        (
+            "virtio-blk -> mirror [null | nul]",
+            "column 30: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file)",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(complaint(text), expected, "{text:?}");
@@ -105,7 +134,54 @@ fn a_card_is_built_or_refused_with_its_place() {
 }
 
 #[test]
+fn brackets_build_what_is_in_them() {
+    let stack = build(
+        "stats -> mirror,write-quorum=1 [stripe,chunk=4K [memory,size=1M | memory,size=2M] | stats,name=b -> null,size=3M]",
+    )
+    .unwrap();
+    let stages = stack.list_stages();
+    let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(names, ["stats", "mirror", "stripe", "memory", "memory", "b", "null"]);
+    assert_eq!(stack.caps().capacity, 2 << 20);
+    assert_eq!(
+        build("mirror,write-quorum=3 [null | null]").unwrap_err().to_string(),
+        "column 1: `mirror`: write-quorum=3 is not allowed with 2 replicas: 1 to 2 is",
+    );
+    // What was not read from text is bounded too.
+    let mut chain: Chain = "null".parse().unwrap();
+    for _ in 0..=crate::describe::MAX_DEPTH {
+        let mut outer: Chain = "mirror".parse().unwrap();
+        outer.backend.branches = vec![chain];
+        chain = outer;
+    }
+    let error = Registry::standard().build_block(&chain).unwrap_err();
+    assert_eq!(error.to_string(), "column 1: more than 8 levels of brackets");
+}
+
+#[test]
+fn fan_outs_are_described_and_come_back() {
+    use iovirt_backends::interposers::mirror::{MirrorConfig, ReadPolicy};
+    use iovirt_backends::interposers::overlay::OverlayConfig;
+    use iovirt_backends::interposers::stripe::StripeConfig;
+    fn back<T: TypedStage + PartialEq + std::fmt::Debug>(config: &T, text: &str) {
+        let spec = config.to_spec();
+        assert_eq!(spec.to_string(), text);
+        assert_eq!(T::from_options(&Options::check(&T::INFO, &spec).unwrap()).as_ref(), Ok(config));
+    }
+    back(&MirrorConfig::default(), "mirror");
+    let mirror = MirrorConfig { name: "m".into(), write_quorum: Some(2), read: ReadPolicy::RoundRobin };
+    back(&mirror, "mirror,name=m,write-quorum=2,read=round-robin");
+    back(&StripeConfig { chunk: 1 << 20, ..StripeConfig::default() }, "stripe,chunk=1M");
+    back(&OverlayConfig { cluster: 4096, ..OverlayConfig::default() }, "overlay,cluster=4K");
+}
+
+#[test]
 fn what_a_stage_refuses_is_told_with_its_place() {
+    assert_eq!(
+        build("stats -> fault,fail=reed -> null").unwrap_err().to_string(),
+        "column 10: `fault`: fail=reed: there is no block request called `reed` (allowed: all, or some of read, write, \
+         flush, discard, write-zeroes, with + between them)",
+    );
     assert_eq!(
         build("stats -> null,size=100").unwrap_err().to_string(),
         "column 10: `null`: a disk cannot have 100 bytes: the size is a multiple of 512, above zero and below 2^63",
@@ -128,6 +204,23 @@ const FAKE: StageInfo = StageInfo {
         KeyInfo::default("count", ValueKind::Integer { min: 1, max: u64::MAX }, "70000", "how many"),
     ],
 };
+
+#[test]
+fn pipelines_of_a_registry_share_groups() {
+    let registry = Registry::standard();
+    let build = |chain: &str| registry.build_block(&chain.parse().unwrap());
+    let one = build("scheduled,group=g,weight=300,depth=8 -> null").unwrap();
+    let two = build("scheduled,group=g -> memory,size=1M").unwrap();
+    let weights = |flows: Vec<FlowSnapshot>| flows.iter().map(|flow| flow.weight).collect::<Vec<_>>();
+    assert_eq!(weights(registry.groups().get("g").unwrap().snapshot()), [300, 100]);
+    assert_eq!(
+        build("stats -> scheduled,group=g,depth=9 -> null").unwrap_err().to_string(),
+        "column 10: `scheduled`: depth=9 is not allowed: the group `g` has a depth of 8",
+    );
+    assert!(Registry::standard().groups().get("g").is_none(), "another registry's groups are its own");
+    drop((one, two));
+    assert!(registry.groups().get("g").is_none());
+}
 
 #[test]
 fn an_embedder_adds_stages_and_takes_their_options() {
@@ -179,6 +272,8 @@ fn typed_defaults_are_those_of_the_table() {
     check::<NullConfig>();
     check::<MemoryConfig>();
     check::<StatsConfig>();
+    check::<DelayConfig>();
+    check::<FaultConfig>();
 }
 
 #[test]
@@ -208,6 +303,13 @@ proptest! {
         prop_assert_eq!(round_trip(&null), null);
         let memory = MemoryConfig { size, physical_block, read_only: switch };
         prop_assert_eq!(round_trip(&memory), memory);
+        let nbd = NbdConfig {
+            export: name.clone(),
+            connections: 1 + usize::from(physical_block as u8),
+            access: if switch { NbdAccess::ReadOnly } else { NbdAccess::ReadWrite },
+            ..NbdConfig::new(NbdAddress::Tcp { host: "example".into(), port: (size as u16).max(1) })
+        };
+        prop_assert_eq!(round_trip(&nbd), nbd);
         let stats = StatsConfig { name: name.clone() };
         prop_assert_eq!(round_trip(&stats), stats);
         let filter = FilterConfig { name: name.clone(), drops: if switch { Drops::All } else { Drops::Receive } };
@@ -219,6 +321,22 @@ proptest! {
         let mac = MacAddr([2, size as u8, physical_block as u8, 0xab, 0, 255]);
         let card = NetConfig { mac: switch.then_some(mac), pairs: 7, queue_size: 64 };
         prop_assert_eq!(round_trip(&card), card);
+    }
+
+    #[test]
+    fn stages_for_tests_are_described_and_back(
+        seed in any::<u64>(), every in any::<u64>(), permille in 0..=1000_u32, millis in 0..1_000_000_u64,
+        kinds in prop::sample::select(vec!["all", "read", "read+flush", "write-zeroes"]),
+        kind in prop::sample::select(vec![FaultKind::Error, FaultKind::Stall, FaultKind::Drop]),
+    ) {
+        let fault = FaultConfig { fail: kinds.parse().unwrap(), kind, every, permille, seed };
+        prop_assert_eq!(round_trip(&fault), fault);
+        let (time, jitter) = (std::time::Duration::from_millis(millis), std::time::Duration::from_nanos(millis));
+        let delay = DelayConfig { time, jitter, kinds: kinds.parse().unwrap(), seed };
+        prop_assert_eq!(round_trip(&delay), delay);
+        let (weight, depth) = (Weight::new(permille + 1).unwrap(), std::num::NonZeroUsize::new(millis as usize % 99));
+        let scheduled = ScheduledConfig { group: kinds.into(), weight, depth };
+        prop_assert_eq!(round_trip(&scheduled), scheduled);
     }
 
     #[test]

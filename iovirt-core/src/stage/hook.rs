@@ -219,6 +219,13 @@ struct Holding<R> {
     request: R,
 }
 
+/// Releases all held requests as they came, which tags do not tell: frames of one queue must not overtake each other.
+fn release_in_order<R>(held: &mut SlotTable<Holding<R>>, released: &mut Vec<R>) {
+    let mut all: Vec<_> = held.drain().map(|(_, holding)| holding).collect();
+    all.sort_unstable_by_key(|holding| holding.arrival);
+    released.extend(all.into_iter().map(|holding| holding.request));
+}
+
 /// A hook above a queue.
 #[derive(Debug)]
 pub struct HookedQueue<R: Request, H, Q> {
@@ -320,10 +327,7 @@ impl<R: Request, H: Hook<R>, Q: Queue<R>> Queue<R> for HookedQueue<R, H, Q> {
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {
         self.draining = true;
-        // As they came, which tags do not tell: frames of one queue must not overtake each other.
-        let mut held: Vec<_> = self.held.drain().map(|(_, holding)| holding).collect();
-        held.sort_unstable_by_key(|holding| holding.arrival);
-        self.released.extend(held.into_iter().map(|holding| holding.request));
+        release_in_order(&mut self.held, &mut self.released);
         self.let_go(cx);
         self.below.drain(cx);
     }
@@ -362,6 +366,17 @@ impl<R: Request> Held<'_, R> {
     /// Completes a held request here.
     pub fn complete(&mut self, tag: Tag, output: R::Output) {
         self.ready.extend(self.held.take(tag).map(|holding| Completion { request: holding.request, output }));
+    }
+
+    /// Takes a held request out, to be dropped: what a broken stage does. Its client learns of it by the memory that was
+    /// dropped with it, if at all.
+    pub fn take(&mut self, tag: Tag) -> Option<R> {
+        self.held.take(tag).map(|holding| holding.request)
+    }
+
+    /// Lets all held requests go on, in the order in which they came.
+    pub fn release_all(&mut self) {
+        release_in_order(self.held, self.released);
     }
 
     /// Whether that request is held.

@@ -1,11 +1,18 @@
 //! The rows of the stages in this build: one file each, with the way from options to the stage's configuration and back.
 
+mod delay;
+mod fault;
 mod file;
 mod filter;
 mod loopback;
 mod memory;
+mod mirror;
+mod nbd;
 mod null;
+mod overlay;
+mod scheduled;
 mod stats;
+mod stripe;
 mod swappable;
 mod tap;
 mod virtio_blk;
@@ -13,6 +20,7 @@ mod virtio_net;
 
 use super::{Options, StageInfo, StageRow};
 use crate::describe::{DescribeError, StageSpec};
+use iovirt_sched::scheduled::Groups;
 
 /// A stage's configuration that can be described: from options, and back as the shortest description of it.
 ///
@@ -40,16 +48,23 @@ pub trait TypedStage: Sized {
     fn to_spec(&self) -> StageSpec;
 }
 
-pub(super) fn rows() -> Vec<StageRow> {
+pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
     vec![
         virtio_blk::row(),
         virtio_net::row(),
+        delay::row(),
+        fault::row(),
+        filter::row(),
+        scheduled::row(groups.clone()),
         stats::row(),
         swappable::row(),
-        filter::row(),
+        mirror::row(),
+        stripe::row(),
+        overlay::row(),
         null::row(),
         memory::row(),
         file::row(),
+        nbd::row(),
         loopback::row(),
         tap::row(),
     ]

@@ -2,7 +2,6 @@
 
 use iovirt_core::request::net::NetRequest;
 use iovirt_core::worker::LaneWaker;
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,7 +17,8 @@ pub(super) struct Pair {
 
 #[derive(Debug, Default)]
 struct PairState {
-    tokens: VecDeque<NetRequest>,
+    /// The one that came last is used next: its memory is still in the cache.
+    tokens: Vec<NetRequest>,
     filled: Vec<NetRequest>,
     receiver: Option<Arc<Receiver>>,
 }
@@ -49,7 +49,7 @@ impl Pair {
             if !tokens.is_empty() {
                 let receiver = state.receiver.get_or_insert_with(|| me.clone());
                 if Arc::ptr_eq(receiver, me) {
-                    state.tokens.extend(tokens.drain(..));
+                    state.tokens.append(tokens);
                 }
             }
             if !frames.is_empty() {
@@ -115,13 +115,13 @@ impl PairState {
     fn carry(&mut self, frames: &[NetRequest]) -> u64 {
         let mut carried = 0;
         for frame in frames {
-            let Some(mut token) = self.tokens.pop_front() else { break };
+            let Some(mut token) = self.tokens.pop() else { break };
             let len = frame.sg().len();
             let sg = token.sg_mut();
             if sg.push_host(len as usize).and_then(|()| sg.copy_sg(0, frame.sg(), 0, len)).is_err() {
                 // The token's list is smaller than the network's longest frame: the frame is lost, the token is not.
                 token.renew();
-                self.tokens.push_front(token);
+                self.tokens.push(token);
                 continue;
             }
             self.filled.push(token);

@@ -6,7 +6,6 @@ use crate::net::finished::Finished;
 use iovirt_core::request::net::{NetCaps, NetError, NetOp, NetRequest};
 use iovirt_core::worker::{Trigger, Watch};
 use iovirt_core::{Completions, Depth, Mode, Queue, WorkerContext};
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -19,7 +18,8 @@ pub struct TapQueue {
     caps: Arc<NetCaps>,
     /// The pair of the first request.
     pair: Option<u16>,
-    tokens: VecDeque<NetRequest>,
+    /// The one that came last is used next: its memory is still in the cache.
+    tokens: Vec<NetRequest>,
     finished: Finished,
     pieces: Pieces,
     /// Frames read in one poll at most.
@@ -44,7 +44,7 @@ impl TapQueue {
             caps: tap.caps(),
             tap,
             pair: None,
-            tokens: VecDeque::with_capacity(depth.get()),
+            tokens: Vec::with_capacity(depth.get()),
             finished: Finished::new(depth),
             pieces: Pieces::default(),
             budget: depth.get() * 2,
@@ -147,16 +147,16 @@ impl TapQueue {
     /// Reads until there is no frame or no token.
     fn fill_tokens(&mut self, cx: &mut WorkerContext<'_>) {
         for _ in 0..self.budget {
-            let Some(mut token) = self.tokens.pop_front() else { return };
+            let Some(mut token) = self.tokens.pop() else { return };
             match self.read(&mut token) {
                 Read::Frame => self.finished.push(token, Ok(())),
                 Read::TooLong => {
                     token.renew();
-                    self.tokens.push_front(token);
+                    self.tokens.push(token);
                 }
                 Read::Dry => {
                     token.renew();
-                    self.tokens.push_front(token);
+                    self.tokens.push(token);
                     return;
                 }
                 Read::Failed(error) => {
@@ -189,7 +189,7 @@ impl Queue<NetRequest> for TapQueue {
                 self.finished.push(request, result);
             }
             NetOp::Receive => match self.begin_receiving(cx) {
-                Ok(()) => self.tokens.push_back(request),
+                Ok(()) => self.tokens.push(request),
                 Err(error) => self.finished.push(request, Err(error)),
             },
         }
