@@ -61,6 +61,13 @@ fn none_over_memory() {
 }
 
 #[test]
+fn none_over_fan_outs() {
+    check("virtio-blk -> mirror,read=round-robin [memory,size=64M | stats -> memory,size=64M]");
+    check("virtio-blk -> stripe,chunk=1536 [memory,size=64M | memory,size=64M | memory,size=64M]");
+    check("virtio-blk -> overlay,cluster=16K [memory,size=64M | memory,size=64M]");
+}
+
+#[test]
 fn none_over_stats_and_file_by_every_engine() {
     // On a disk file system through the worker's io_uring or a pool of threads, and inline in memory.
     for (folder, options) in [

@@ -3,6 +3,7 @@
 use super::model::Place;
 use iovirt_core::AttachError;
 use std::fmt::{self, Display, Formatter};
+use std::ops::RangeInclusive;
 
 /// What is wrong with a description, and where. Its words name the stage, the key and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,15 @@ pub enum DescribeErrorKind {
         is: &'static str,
         /// The pipeline's family.
         wanted: &'static str,
+    },
+    /// The stage takes another number of pipelines in brackets.
+    BranchCount {
+        /// The stage.
+        stage: String,
+        /// How many there are.
+        given: usize,
+        /// How many there can be.
+        allowed: RangeInclusive<usize>,
     },
     /// The stage takes nothing in brackets.
     NoBranches {
@@ -180,6 +190,14 @@ impl Display for DescribeErrorKind {
             Self::WrongFamily { stage, is, wanted } => {
                 write!(f, "{} is for {is} requests in a pipeline for {wanted} requests", shown(stage))
             }
+            Self::BranchCount { stage, given, allowed } => {
+                let (stage, allowed) = (shown(stage), Count(allowed));
+                match given {
+                    0 => write!(f, "{stage} takes {allowed} in brackets, and there is none"),
+                    1 => write!(f, "{stage} takes {allowed} in brackets, and 1 is given"),
+                    given => write!(f, "{stage} takes {allowed} in brackets, and {given} are given"),
+                }
+            }
             Self::NoBranches { stage } => write!(f, "{} takes nothing in brackets", shown(stage)),
             Self::UnknownKey { stage, key, allowed } if allowed.is_empty() => {
                 write!(f, "{} has no key {}, it takes no options", shown(stage), shown(key))
@@ -201,6 +219,19 @@ impl Display for DescribeErrorKind {
             Self::Table { stage, key } => {
                 write!(f, "{} asked for {} in a way its own table does not have", shown(stage), shown(key))
             }
+        }
+    }
+}
+
+/// How many pipelines a stage takes, in words.
+pub(crate) struct Count<'a>(pub(crate) &'a RangeInclusive<usize>);
+
+impl Display for Count<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match (*self.0.start(), *self.0.end()) {
+            (1, 1) => f.write_str("1 pipeline"),
+            (least, most) if least == most => write!(f, "{least} pipelines"),
+            (least, most) => write!(f, "{least} to {most} pipelines"),
         }
     }
 }

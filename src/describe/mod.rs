@@ -54,5 +54,6 @@ pub use model::{Chain, Description, Node, StageSpec};
 pub use parse::{MAX_DEPTH, MAX_LEN, MAX_OPTIONS, MAX_STAGES};
 pub use value::{format_size, format_switch, format_time, parse_size, parse_switch, parse_time};
 
+pub(crate) use error::Count;
 pub(crate) use model::Place;
 pub(crate) use value::parse_number;

@@ -1,11 +1,13 @@
 //! The table as text: what `--list-stages` prints, and what the documentation has.
 
 use super::{KeyInfo, Need, Registry, StageKind, StageRow};
+use crate::describe::Count;
 use std::fmt::{self, Display, Formatter, Write};
 
-const KINDS: [(StageKind, &str); 3] = [
+const KINDS: [(StageKind, &str); 4] = [
     (StageKind::FrontEnd, "Front-ends"),
     (StageKind::Interposer, "Interposers"),
+    (StageKind::FanOut, "Fan-outs"),
     (StageKind::BackEnd, "Back-ends"),
 ];
 
@@ -63,6 +65,9 @@ impl Display for Facts<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let info = self.0.info();
         write!(f, "{}, {}", info.family.name(), info.maturity)?;
+        if let Some(branches) = self.0.branches() {
+            write!(f, ", [{}]", Count(branches))?;
+        }
         if self.0.is_available() { Ok(()) } else { f.write_str(", not in this build") }
     }
 }

@@ -45,7 +45,9 @@ pub use builtin::TypedStage;
 pub use options::{OptionValue, Options};
 pub use row::{Family, KeyInfo, Maturity, Need, StageInfo, StageKind, StageRow, ValueKind};
 
-use crate::describe::{Chain, DescribeError, DescribeErrorKind, Description, Node, Place, StageSpec};
+use crate::describe::{
+    Chain, DescribeError, DescribeErrorKind, Description, MAX_DEPTH, Node, Place, StageSpec,
+};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::BlockRequest;
 use iovirt_frontends::virtio::VirtioDevice;
@@ -160,8 +162,17 @@ impl Registry {
     /// Where the chain does not pass the [check](Registry::check), or a stage refuses its options or what is below it.
     pub fn build_block(&self, chain: &Chain) -> Result<BoxBackend<BlockRequest>, DescribeError> {
         self.check_chain(chain, Family::Block)?;
-        let backend = self.make(&chain.backend.stage, |build, options| match build {
+        self.build_checked(chain)
+    }
+
+    /// Builds what has passed the check. The depth of the recursion is that of the brackets, which the check bounds.
+    fn build_checked(&self, chain: &Chain) -> Result<BoxBackend<BlockRequest>, DescribeError> {
+        let Node { stage, branches } = &chain.backend;
+        let branches: Vec<_> =
+            branches.iter().map(|branch| self.build_checked(branch)).collect::<Result<_, _>>()?;
+        let backend = self.make(stage, |build, options| match build {
             Build::BlockBackend(make) => Some(make(options)),
+            Build::BlockFanOut(_, make) => Some(make(options, branches)),
             _ => None,
         })?;
         let interposer = |spec| {
@@ -190,19 +201,40 @@ impl Registry {
     }
 
     fn check_chain(&self, chain: &Chain, family: Family) -> Result<(), DescribeError> {
+        self.check_nested(chain, family, MAX_DEPTH)
+    }
+
+    /// Checks a chain in which brackets may be nested so deep.
+    fn check_nested(&self, chain: &Chain, family: Family, depth: usize) -> Result<(), DescribeError> {
         for stage in &chain.stages {
             self.check_stage(stage, StageKind::Interposer, family)?;
         }
         let Node { stage, branches } = &chain.backend;
-        self.check_stage(stage, StageKind::BackEnd, family)?;
-        if !branches.is_empty() {
-            let kind = DescribeErrorKind::NoBranches { stage: stage.name().into() };
-            return Err(DescribeError::new(stage.place(), kind));
-        }
-        Ok(())
+        let row = self.check_stage(stage, StageKind::BackEnd, family)?;
+        let given = branches.len();
+        let kind = match row.branches() {
+            None if given == 0 => return Ok(()),
+            None => DescribeErrorKind::NoBranches { stage: stage.name().into() },
+            Some(allowed) if !allowed.contains(&given) => {
+                let (stage, allowed) = (stage.name().into(), allowed.clone());
+                DescribeErrorKind::BranchCount { stage, given, allowed }
+            }
+            Some(_) if depth == 0 => {
+                DescribeErrorKind::TooMuch { what: "levels of brackets", limit: MAX_DEPTH }
+            }
+            Some(_) => {
+                return branches.iter().try_for_each(|branch| self.check_nested(branch, family, depth - 1));
+            }
+        };
+        Err(DescribeError::new(stage.place(), kind))
     }
 
-    fn check_stage(&self, spec: &StageSpec, kind: StageKind, family: Family) -> Result<(), DescribeError> {
+    fn check_stage(
+        &self,
+        spec: &StageSpec,
+        kind: StageKind,
+        family: Family,
+    ) -> Result<&StageRow, DescribeError> {
         let row = self.expect(spec, kind)?;
         let own = row.info().family;
         if own != family && own != Family::Any {
@@ -211,13 +243,13 @@ impl Registry {
             return Err(DescribeError::new(spec.place(), kind));
         }
         Options::check(row.info(), spec)?;
-        Ok(())
+        Ok(row)
     }
 
-    /// The row of a stage that is to be of that kind.
+    /// The row of a stage that is to be of that kind. A fan-out stands where a back-end does.
     fn expect(&self, spec: &StageSpec, kind: StageKind) -> Result<&StageRow, DescribeError> {
         let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, Some(kind)))?;
-        if row.kind() == kind {
+        if row.kind().stands_for(kind) {
             return Ok(row);
         }
         let (is, wanted) = (row.kind().with_article(), kind.with_article());
@@ -226,7 +258,7 @@ impl Registry {
     }
 
     fn unknown(&self, spec: &StageSpec, kind: Option<StageKind>) -> DescribeError {
-        let fits = |row: &&StageRow| kind.is_none_or(|kind| row.kind() == kind);
+        let fits = |row: &&StageRow| kind.is_none_or(|kind| row.kind().stands_for(kind));
         let allowed = self.rows().filter(fits).map(|row| row.info().name.into()).collect();
         let kind = DescribeErrorKind::UnknownStage { name: spec.name().into(), allowed };
         DescribeError::new(spec.place(), kind)

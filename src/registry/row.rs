@@ -5,6 +5,7 @@ use crate::describe::{DescribeError, parse_number, parse_size, parse_switch, par
 use iovirt_core::pipeline::{BoxBackend, BoxInterposer};
 use iovirt_core::request::block::BlockRequest;
 use std::fmt::{self, Display, Formatter};
+use std::ops::RangeInclusive;
 
 /// What the table says of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub enum StageKind {
     FrontEnd,
     /// What stands between.
     Interposer,
+    /// What spreads requests over the pipelines in its brackets.
+    FanOut,
     /// What does the work.
     BackEnd,
 }
@@ -102,12 +105,20 @@ pub enum Maturity {
 
 pub(super) type Make<T> = Box<dyn Fn(&Options<'_>) -> Result<T, DescribeError> + Send + Sync>;
 
+pub(super) type MakeFanOut = Box<
+    dyn Fn(&Options<'_>, Vec<BoxBackend<BlockRequest>>) -> Result<BoxBackend<BlockRequest>, DescribeError>
+        + Send
+        + Sync,
+>;
+
 /// What builds a stage.
 pub(super) enum Build {
     /// Whoever makes the device: the table only checks its options.
     FrontEnd,
     BlockInterposer(Make<BoxInterposer<BlockRequest>>),
     BlockBackend(Make<BoxBackend<BlockRequest>>),
+    /// With the number of branches that it takes.
+    BlockFanOut(RangeInclusive<usize>, MakeFanOut),
     /// Nothing in this build.
     Absent(StageKind),
 }
@@ -141,6 +152,22 @@ impl StageRow {
         Self { info, build: Build::BlockInterposer(Box::new(make)) }
     }
 
+    /// A stage that spreads block requests over several back-ends: the pipelines in its brackets, of which it takes as many
+    /// as `branches` says, in their order.
+    pub fn block_fanout(
+        info: StageInfo,
+        branches: RangeInclusive<usize>,
+        make: impl Fn(
+            &Options<'_>,
+            Vec<BoxBackend<BlockRequest>>,
+        ) -> Result<BoxBackend<BlockRequest>, DescribeError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self { info, build: Build::BlockFanOut(branches, Box::new(make)) }
+    }
+
     /// A stage that descriptions may name and that this build lacks: it is listed and checked, and building it says so.
     pub fn absent(info: StageInfo, kind: StageKind) -> Self {
         Self { info, build: Build::Absent(kind) }
@@ -157,7 +184,16 @@ impl StageRow {
             Build::FrontEnd => StageKind::FrontEnd,
             Build::BlockInterposer(_) => StageKind::Interposer,
             Build::BlockBackend(_) => StageKind::BackEnd,
+            Build::BlockFanOut(..) => StageKind::FanOut,
             Build::Absent(kind) => kind,
+        }
+    }
+
+    /// How many pipelines the stage takes in its brackets; `None` where it takes none.
+    pub fn branches(&self) -> Option<&RangeInclusive<usize>> {
+        match &self.build {
+            Build::BlockFanOut(branches, _) => Some(branches),
+            _ => None,
         }
     }
 
@@ -234,10 +270,16 @@ impl Display for ValueKind {
 }
 
 impl StageKind {
+    /// Whether it may stand where `place` belongs.
+    pub(super) fn stands_for(self, place: Self) -> bool {
+        self == place || (self == Self::FanOut && place == Self::BackEnd)
+    }
+
     pub(super) fn with_article(self) -> &'static str {
         match self {
             Self::FrontEnd => "a front-end",
             Self::Interposer => "an interposer",
+            Self::FanOut => "a fan-out",
             Self::BackEnd => "a back-end",
         }
     }

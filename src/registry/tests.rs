@@ -1,5 +1,6 @@
 use super::*;
 use iovirt_backends::block::memory::MemoryConfig;
+use iovirt_backends::block::nbd::{NbdAccess, NbdAddress, NbdConfig};
 use iovirt_backends::block::null::NullConfig;
 use iovirt_backends::interposers::delay::DelayConfig;
 use iovirt_backends::interposers::fault::{FaultConfig, FaultKind};
@@ -32,7 +33,7 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
     let cases = [
         (
             "virtio-blk -> nul",
-            "column 15: there is no stage `nul`; did you mean `null`? (allowed: null, memory, file)",
+            "column 15: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file, nbd)",
         ),
         (
             "vritio-blk -> null",
@@ -63,10 +64,73 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
         ("null -> null", "column 1: `null` is a back-end, and a front-end belongs here"),
         ("virtio-blk -> stats", "column 15: `stats` is an interposer, and a back-end belongs here"),
         ("virtio-blk -> null [null]", "column 15: `null` takes nothing in brackets"),
+        ("virtio-blk -> mirror -> null", "column 15: `mirror` is a fan-out, and an interposer belongs here"),
+        (
+            "virtio-blk -> mirror",
+            "column 15: `mirror` takes 1 to 64 pipelines in brackets, and there is none",
+        ),
+        (
+            "virtio-blk -> overlay [null]",
+            "column 15: `overlay` takes 2 pipelines in brackets, and 1 is given",
+        ),
+        (
+            "virtio-blk -> overlay [null | null | null]",
+            "column 15: `overlay` takes 2 pipelines in brackets, and 3 are given",
+        ),
+        (
+            "virtio-blk -> mirror [null | stats]",
+            "column 30: `stats` is an interposer, and a back-end belongs here",
+        ),
+        (
+            "virtio-blk -> mirror [null | nul]",
+            "column 30: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file)",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(complaint(text), expected, "{text:?}");
     }
+}
+
+#[test]
+fn brackets_build_what_is_in_them() {
+    let stack = build(
+        "stats -> mirror,write-quorum=1 [stripe,chunk=4K [memory,size=1M | memory,size=2M] | stats,name=b -> null,size=3M]",
+    )
+    .unwrap();
+    let stages = stack.list_stages();
+    let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(names, ["stats", "mirror", "stripe", "memory", "memory", "b", "null"]);
+    assert_eq!(stack.caps().capacity, 2 << 20);
+    assert_eq!(
+        build("mirror,write-quorum=3 [null | null]").unwrap_err().to_string(),
+        "column 1: `mirror`: write-quorum=3 is not allowed with 2 replicas: 1 to 2 is",
+    );
+    // What was not read from text is bounded too.
+    let mut chain: Chain = "null".parse().unwrap();
+    for _ in 0..=crate::describe::MAX_DEPTH {
+        let mut outer: Chain = "mirror".parse().unwrap();
+        outer.backend.branches = vec![chain];
+        chain = outer;
+    }
+    let error = Registry::standard().build_block(&chain).unwrap_err();
+    assert_eq!(error.to_string(), "column 1: more than 8 levels of brackets");
+}
+
+#[test]
+fn fan_outs_are_described_and_come_back() {
+    use iovirt_backends::interposers::mirror::{MirrorConfig, ReadPolicy};
+    use iovirt_backends::interposers::overlay::OverlayConfig;
+    use iovirt_backends::interposers::stripe::StripeConfig;
+    fn back<T: TypedStage + PartialEq + std::fmt::Debug>(config: &T, text: &str) {
+        let spec = config.to_spec();
+        assert_eq!(spec.to_string(), text);
+        assert_eq!(T::from_options(&Options::check(&T::INFO, &spec).unwrap()).as_ref(), Ok(config));
+    }
+    back(&MirrorConfig::default(), "mirror");
+    let mirror = MirrorConfig { name: "m".into(), write_quorum: Some(2), read: ReadPolicy::RoundRobin };
+    back(&mirror, "mirror,name=m,write-quorum=2,read=round-robin");
+    back(&StripeConfig { chunk: 1 << 20, ..StripeConfig::default() }, "stripe,chunk=1M");
+    back(&OverlayConfig { cluster: 4096, ..OverlayConfig::default() }, "overlay,cluster=4K");
 }
 
 #[test]
@@ -197,6 +261,13 @@ proptest! {
         prop_assert_eq!(round_trip(&null), null);
         let memory = MemoryConfig { size, physical_block, read_only: switch };
         prop_assert_eq!(round_trip(&memory), memory);
+        let nbd = NbdConfig {
+            export: name.clone(),
+            connections: 1 + usize::from(physical_block as u8),
+            access: if switch { NbdAccess::ReadOnly } else { NbdAccess::ReadWrite },
+            ..NbdConfig::new(NbdAddress::Tcp { host: "example".into(), port: (size as u16).max(1) })
+        };
+        prop_assert_eq!(round_trip(&nbd), nbd);
         let stats = StatsConfig { name };
         prop_assert_eq!(round_trip(&stats), stats);
     }

@@ -66,10 +66,11 @@ const IN_PROCESS: &str = "tests/in_process.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
 const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
+const NBD_PEERS: &str = "iovirt-backends/src/block/nbd/tests/peers.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
-const BLOCKS: [Block; 12] = [
+const BLOCKS: &[Block] = &[
     Block {
         name: "virtio-blk",
         kind: "front-end",
@@ -258,6 +259,23 @@ const BLOCKS: [Block; 12] = [
         ],
     },
     Block {
+        name: "nbd",
+        kind: "back-end",
+        source: "iovirt-backends/src/block/nbd/mod.rs",
+        proofs: [
+            In(NBD_PEERS, "conformance::run"),
+            Open,
+            In("iovirt-backends/src/block/nbd/tests/lies.rs", "fn lies_in_replies_lose_the_connection"),
+            Open,
+            In("docs/blocks/nbd.md", "```pipeline"),
+            In(NBD_PEERS, "fn what_we_write_qemu_has_in_its_file"),
+            Open,
+            Open,
+            In("iovirt-backends/src/block/nbd/proto.rs", "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
         name: "align",
         kind: "part of `file`",
         source: "iovirt-backends/src/block/align/mod.rs",
@@ -272,6 +290,60 @@ const BLOCKS: [Block; 12] = [
             Open,
             In(ALIGN, "proptest!"),
             Needless,
+        ],
+    },
+    Block {
+        name: "mirror",
+        kind: "fan-out",
+        source: "iovirt-backends/src/interposers/mirror/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/mirror/tests.rs", "conformance::run"),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/mirror.md", "```pipeline"),
+            Open,
+            Open,
+            In("iovirt-backends/src/interposers/mirror/control.rs", "pub struct ReplicaSnapshot"),
+            In(
+                "iovirt-backends/src/interposers/mirror/tests.rs",
+                "fn random_operations_with_a_failing_replica",
+            ),
+            In("iovirt-backends/src/interposers/mirror/tests.rs", "fn a_failed_replica_is_told_of_and_saved"),
+        ],
+    },
+    Block {
+        name: "stripe",
+        kind: "fan-out",
+        source: "iovirt-backends/src/interposers/stripe/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/stripe/tests.rs", "conformance::run"),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/stripe.md", "```pipeline"),
+            Open,
+            Open,
+            Needless,
+            In("iovirt-backends/src/interposers/stripe/tests.rs", "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "overlay",
+        kind: "fan-out",
+        source: "iovirt-backends/src/interposers/overlay/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/overlay/tests.rs", "conformance::run"),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/overlay.md", "```pipeline"),
+            Open,
+            Open,
+            In("iovirt-backends/src/interposers/overlay/control.rs", "pub fn allocated"),
+            In("iovirt-backends/src/interposers/overlay/tests.rs", "proptest!"),
+            In("iovirt-backends/src/interposers/overlay/tests.rs", "fn the_bitmap_is_saved_and_restored"),
         ],
     },
 ];
@@ -304,7 +376,7 @@ pub(crate) fn check() -> Result<()> {
 /// The page, once every proof was found.
 fn page() -> Result<String> {
     every_stage_is_known()?;
-    for block in &BLOCKS {
+    for block in BLOCKS {
         must_exist(block.source, "")?;
         for proof in block.proofs {
             if let In(file, words) = proof {
@@ -347,7 +419,7 @@ fn render() -> String {
     }
     out.push_str("\n|---|---|");
     out.push_str(&"---|".repeat(COLUMNS.len()));
-    for Block { name, kind, source, proofs } in &BLOCKS {
+    for Block { name, kind, source, proofs } in BLOCKS {
         let _ = write!(out, "\n| [{name}]({}) | {kind} |", link(source));
         for proof in proofs {
             let _ = match proof {

@@ -4,9 +4,13 @@ mod delay;
 mod fault;
 mod file;
 mod memory;
+mod mirror;
+mod nbd;
 mod null;
+mod overlay;
 mod scheduled;
 mod stats;
+mod stripe;
 mod swappable;
 mod virtio_blk;
 
@@ -48,9 +52,13 @@ pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
         scheduled::row(groups.clone()),
         stats::row(),
         swappable::row(),
+        mirror::row(),
+        stripe::row(),
+        overlay::row(),
         null::row(),
         memory::row(),
         file::row(),
+        nbd::row(),
     ]
 }
 

@@ -41,7 +41,6 @@
 
 mod parent;
 mod queue;
-mod ranges;
 
 #[cfg(test)]
 mod tests;
@@ -50,9 +49,9 @@ pub use queue::AlignedQueue;
 
 use iovirt_core::pipeline::{Event, EventListener, Stages};
 use iovirt_core::request::block::{BlockCaps, BlockRequest, SECTOR};
+use iovirt_core::stage::RangeLocks;
 use iovirt_core::state::{StageStates, StateError};
 use iovirt_core::{AttachError, Backend, BackendError, Depth, Interposer, WorkerContext};
-use ranges::RangeLocks;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

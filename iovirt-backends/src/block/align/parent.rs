@@ -1,15 +1,15 @@
 //! A request that is done in several steps.
 
-use super::ranges::{Hold, Ticket};
 use iovirt_core::dma::SgList;
 use iovirt_core::request::block::{BlockOp, BlockOutput, BlockRequest};
+use iovirt_core::stage::{Hold, RangeTicket};
 use std::ops::Range;
 
 /// A request from above, and how far it is.
 #[derive(Debug)]
 pub(super) struct Parent {
     pub(super) request: BlockRequest,
-    pub(super) ticket: Option<(Ticket, Hold)>,
+    pub(super) ticket: Option<(RangeTicket, Hold)>,
     /// Up to here, as an offset of the disk, it is done.
     pub(super) done: u64,
     pub(super) step: Step,
@@ -37,7 +37,7 @@ pub(super) enum Step {
 }
 
 impl Parent {
-    pub(super) fn new(request: BlockRequest, ticket: Option<(Ticket, Hold)>) -> Self {
+    pub(super) fn new(request: BlockRequest, ticket: Option<(RangeTicket, Hold)>) -> Self {
         Self {
             done: request.offset(),
             request,

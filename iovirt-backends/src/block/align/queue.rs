@@ -2,10 +2,9 @@
 
 use super::Shared;
 use super::parent::{Parent, Step, cover, head, hold, tail};
-use super::ranges::{Hold, LockClient, RangeLocks, Ticket};
 use iovirt_core::dma::{DmaError, SgLimits, SgList, SgPool};
 use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOp, BlockOutput, BlockRequest};
-use iovirt_core::stage::SlotTable;
+use iovirt_core::stage::{Hold, RangeClient, RangeLocks, RangeTicket, SlotTable};
 use iovirt_core::worker::LaneWaker;
 use iovirt_core::{Backend, Completion, Completions, Depth, Mode, Queue, Request, Tag, WorkerContext};
 use std::fmt;
@@ -28,19 +27,19 @@ struct State<B> {
     /// Whether requests that change parts of blocks have to be kept apart from others.
     serialise: bool,
     /// Requests that wait for their range, with their tickets.
-    parked: SlotTable<(BlockRequest, Option<Ticket>)>,
+    parked: SlotTable<(BlockRequest, Option<RangeTicket>)>,
     /// Those of them that have not asked yet.
     asking: Vec<Tag>,
     /// Those of them whose range is theirs now.
     granted: Vec<Tag>,
     /// Ranges of requests that went down whole.
-    held: SlotTable<Ticket>,
+    held: SlotTable<RangeTicket>,
     parents: SlotTable<Parent>,
     returned: Vec<BlockRequest>,
     lost: Vec<u32>,
-    releases: Vec<Ticket>,
+    releases: Vec<RangeTicket>,
     ready: Vec<Completion<BlockRequest>>,
-    locks: LockClient,
+    locks: RangeClient,
     pool: SgPool,
     in_flight: usize,
     submitted: bool,
@@ -79,7 +78,7 @@ impl<B: Backend<BlockRequest>> AlignedQueue<B> {
     }
 
     /// Starts a request whose range is its own.
-    fn begin(&mut self, cx: &mut WorkerContext<'_>, request: BlockRequest, ticket: Option<Ticket>) {
+    fn begin(&mut self, cx: &mut WorkerContext<'_>, request: BlockRequest, ticket: Option<RangeTicket>) {
         let tag = request.tag();
         if self.state.passes(&request) {
             if let Some(ticket) = ticket {
@@ -460,12 +459,12 @@ impl<B: Backend<BlockRequest>> Drop for AlignedQueue<B> {
 /// has let go of their memory.
 struct Orphans {
     pool: SgPool,
-    held: Vec<(u32, Ticket)>,
+    held: Vec<(u32, RangeTicket)>,
     locks: Arc<RangeLocks>,
 }
 
 impl Orphans {
-    fn keep(pool: SgPool, held: Vec<(u32, Ticket)>, locks: Arc<RangeLocks>) {
+    fn keep(pool: SgPool, held: Vec<(u32, RangeTicket)>, locks: Arc<RangeLocks>) {
         let orphans = Arc::new(Mutex::new(Self { pool, held, locks }));
         let waked = orphans.clone();
         let waker = move || waked.lock().unwrap_or_else(PoisonError::into_inner).let_go();

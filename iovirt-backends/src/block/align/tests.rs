@@ -1,11 +1,11 @@
 //! The stage above disks of 4096-byte blocks.
 
 use super::parent::{Next, Parent};
-use super::ranges::{Hold, RangeLocks};
 use super::*;
 use iovirt_core::dma::{SgLimits, SgPool};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::{BlockError, BlockOp, BlockOutput};
+use iovirt_core::stage::{Hold, RangeLocks};
 use iovirt_core::test_utils::conformance::{self, Profile};
 use iovirt_core::test_utils::{
     BlockIo, Driver, ManualBackend, ManualHandle, PowerLossConfig, PowerLossDisk, power_loss::Pace,

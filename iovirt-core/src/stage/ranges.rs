@@ -1,14 +1,18 @@
 //! Range locks: who may change which bytes of a disk, over all its queues.
+//!
+//! For a stage that does a request in steps, or on several branches, and must keep others out of its range until it is
+//! through. Nobody blocks: a request whose range is taken waits in its stage, and its lane is woken when the range is its
+//! own. One lock for a batch, shared by the queues of a stage.
 
-use iovirt_core::Tag;
-use iovirt_core::worker::LaneWaker;
+use crate::request::Tag;
+use crate::worker::LaneWaker;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a range is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hold {
+pub enum Hold {
     /// Beside others that share it.
     Shared,
     /// Alone.
@@ -17,17 +21,17 @@ pub(super) enum Hold {
 
 /// A range that is held or waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket(usize);
+pub struct RangeTicket(usize);
 
 /// The ranges of one back-end. First come, first served where ranges overlap.
 #[derive(Debug, Default)]
-pub(super) struct RangeLocks {
-    table: Mutex<Table>,
+pub struct RangeLocks {
+    table: Mutex<RangeTable>,
 }
 
 /// The table, for a batch of changes under one lock.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub struct RangeTable {
     entries: Vec<Option<Entry>>,
     free: Vec<usize>,
     clients: Vec<Option<ClientState>>,
@@ -56,19 +60,19 @@ struct ClientState {
 
 /// The place of one queue.
 #[derive(Debug)]
-pub(super) struct LockClient {
+pub struct RangeClient {
     locks: Arc<RangeLocks>,
     id: usize,
     any: Arc<AtomicBool>,
 }
 
 impl RangeLocks {
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, RangeTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place for a queue with room for that many ranges; `waker` is woken when a range that was waited for is granted.
-    pub(super) fn client(self: &Arc<Self>, waker: LaneWaker, room: usize) -> LockClient {
+    pub fn client(self: &Arc<Self>, waker: LaneWaker, room: usize) -> RangeClient {
         let any = Arc::new(AtomicBool::new(false));
         let state = ClientState { granted: Vec::with_capacity(room), any: any.clone(), waker };
         let mut table = self.table();
@@ -84,51 +88,57 @@ impl RangeLocks {
                 table.clients.len() - 1
             }
         };
-        LockClient { locks: self.clone(), id, any }
+        RangeClient { locks: self.clone(), id, any }
     }
 
     /// Whether no range is held or waited for.
-    #[cfg(test)]
-    pub(super) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         let table = self.table();
         table.waiting == 0 && table.exclusive == 0 && table.entries.iter().all(Option::is_none)
     }
 
     /// Lets go of a range without being a client, for one that is gone.
-    pub(super) fn release(&self, ticket: Ticket) {
+    pub fn release(&self, ticket: RangeTicket) {
         self.table().release(ticket);
     }
 }
 
-impl LockClient {
+impl RangeClient {
     /// The table, for this client's batch.
-    pub(super) fn batch(&self) -> MutexGuard<'_, Table> {
+    pub fn batch(&self) -> MutexGuard<'_, RangeTable> {
         self.locks.table()
     }
 
-    /// Asks for a range: true where it is granted now. Otherwise [`LockClient::granted`] names the tag later.
-    pub(super) fn ask(&self, table: &mut Table, range: Range<u64>, hold: Hold, tag: Tag) -> (Ticket, bool) {
+    /// Asks for a range: true where it is granted now. Otherwise [`RangeClient::granted`] names the tag later.
+    pub fn ask(
+        &self,
+        table: &mut RangeTable,
+        range: Range<u64>,
+        hold: Hold,
+        tag: Tag,
+    ) -> (RangeTicket, bool) {
         table.ask(range, hold, self.id, tag)
     }
 
     /// Whether ranges were granted that were waited for.
-    pub(super) fn has_granted(&self) -> bool {
+    pub fn has_granted(&self) -> bool {
         self.any.load(Ordering::Relaxed) && self.any.swap(false, Ordering::SeqCst)
     }
 
     /// Moves the tags of such ranges to the end of `into`.
-    pub(super) fn granted(&self, table: &mut Table, into: &mut Vec<Tag>) {
+    pub fn granted(&self, table: &mut RangeTable, into: &mut Vec<Tag>) {
         if let Some(state) = &mut table.clients[self.id] {
             into.append(&mut state.granted);
         }
     }
 
-    pub(super) fn locks(&self) -> &Arc<RangeLocks> {
+    /// The locks that this is a place at.
+    pub fn locks(&self) -> &Arc<RangeLocks> {
         &self.locks
     }
 }
 
-impl Drop for LockClient {
+impl Drop for RangeClient {
     fn drop(&mut self) {
         self.locks.table().clients[self.id] = None;
     }
@@ -142,8 +152,8 @@ impl Entry {
     }
 }
 
-impl Table {
-    fn ask(&mut self, range: Range<u64>, hold: Hold, client: usize, tag: Tag) -> (Ticket, bool) {
+impl RangeTable {
+    fn ask(&mut self, range: Range<u64>, hold: Hold, client: usize, tag: Tag) -> (RangeTicket, bool) {
         let free_of_conflict = self.exclusive == 0 && hold == Hold::Shared;
         let granted =
             free_of_conflict || !self.entries.iter().flatten().any(|entry| entry.conflicts(&range, hold));
@@ -161,11 +171,11 @@ impl Table {
                 self.entries.len() - 1
             }
         };
-        (Ticket(index), granted)
+        (RangeTicket(index), granted)
     }
 
     /// Lets go of a range, held or waited for.
-    pub(super) fn release(&mut self, ticket: Ticket) {
+    pub fn release(&mut self, ticket: RangeTicket) {
         let Some(gone) = self.entries[ticket.0].take() else { return };
         self.free.push(ticket.0);
         self.exclusive -= usize::from(gone.hold == Hold::Exclusive);

@@ -1,0 +1,352 @@
+//! The data plane.
+
+use super::backend::Shared;
+use super::orphans::{Orphan, Orphans};
+use super::{Child, Children, FanOut, FanOutStage};
+use crate::backend::{Backend, Mode, Queue};
+use crate::dma::{SgLimits, SgPool};
+use crate::request::{Completion, Completions, Depth, Request, Tag};
+use crate::stage::ranges::{Hold, RangeClient, RangeTicket};
+use crate::stage::slots::SlotTable;
+use crate::worker::WorkerContext;
+use std::fmt;
+use std::sync::Arc;
+
+/// The data plane of a fan-out stage on one worker.
+pub struct FanOutQueue<R: Request, S: FanOutStage<R>, B: Backend<R>> {
+    fan: S::FanOut,
+    queues: Vec<B::Queue>,
+    /// What a branch brings up, while it is looked at.
+    home: Completions<R>,
+    state: State<R, <S::FanOut as FanOut<R>>::Parent>,
+    shared: Arc<Shared<R, S, B>>,
+    generation: u64,
+    draining: bool,
+}
+
+struct State<R: Request, P> {
+    caps: Arc<R::Caps>,
+    slots: SlotTable<Slot<R, P>>,
+    /// One for each branch.
+    pools: Vec<SgPool>,
+    started: Vec<(usize, R)>,
+    /// Branches that were given requests and no kick, by bit.
+    unkicked: u64,
+    lost: Vec<u32>,
+    /// Requests that wait for their range, with their tickets.
+    parked: SlotTable<(R, Option<RangeTicket>)>,
+    /// Those of them that have not asked yet.
+    asking: Vec<Tag>,
+    /// Those of them whose range is theirs now.
+    granted: Vec<Tag>,
+    releases: Vec<RangeTicket>,
+    locks: RangeClient,
+    ready: Vec<Completion<R>>,
+    in_flight: usize,
+    depth: Depth,
+}
+
+struct Slot<R, P> {
+    request: R,
+    parent: P,
+    /// The branches with a child in flight, by bit.
+    children: u64,
+    ticket: Option<RangeTicket>,
+}
+
+impl<R: Request, S: FanOutStage<R>, B: Backend<R>> FanOutQueue<R, S, B> {
+    pub(super) fn new(
+        shared: &Arc<Shared<R, S, B>>,
+        cx: &mut WorkerContext<'_>,
+        queues: Vec<B::Queue>,
+        depth: Depth,
+    ) -> Self {
+        let room = depth.get();
+        let waker = cx.waker();
+        let pool = |_: &B::Queue| {
+            let waker = waker.clone();
+            let mut pool = SgPool::new(room, SgLimits::default());
+            pool.set_lost_waker(Some(Arc::new(move || waker.wake())));
+            pool
+        };
+        // Counted before they are asked for, so that a change in between is noticed.
+        let generation = shared.generation();
+        let state = State {
+            caps: shared.caps(),
+            slots: SlotTable::new(depth),
+            pools: queues.iter().map(pool).collect(),
+            started: Vec::with_capacity(queues.len()),
+            unkicked: 0,
+            lost: Vec::new(),
+            parked: SlotTable::new(depth),
+            asking: Vec::with_capacity(room),
+            granted: Vec::with_capacity(room),
+            releases: Vec::with_capacity(room),
+            locks: shared.locks.client(cx.waker(), room),
+            ready: Vec::with_capacity(room),
+            in_flight: 0,
+            depth,
+        };
+        Self {
+            fan: shared.stage.fan_out(cx, depth),
+            queues,
+            home: Completions::with_depth(depth),
+            state,
+            shared: shared.clone(),
+            generation,
+            draining: false,
+        }
+    }
+
+    #[inline]
+    fn refresh(&mut self) {
+        let generation = self.shared.generation();
+        if generation != self.generation {
+            self.generation = generation;
+            self.state.caps = self.shared.caps();
+        }
+    }
+
+    /// Starts a request whose range is its own.
+    fn begin(&mut self, cx: &mut WorkerContext<'_>, mut request: R, ticket: Option<RangeTicket>) {
+        let Self { fan, state, .. } = self;
+        let tag = request.tag();
+        let mut busy = 0;
+        let mut children = Children {
+            caps: &*state.caps,
+            tag,
+            busy: &mut busy,
+            pools: &mut state.pools,
+            started: &mut state.started,
+        };
+        match fan.on_submit(cx, &mut request, &mut children) {
+            Err(output) => {
+                state.unstart();
+                state.end(request, ticket, output);
+            }
+            Ok(parent) if busy == 0 => {
+                let output = fan.finish(parent, &mut request);
+                state.end(request, ticket, output);
+            }
+            Ok(parent) => {
+                state.slots.insert(tag, Slot { request, parent, children: busy, ticket });
+                self.send(cx);
+            }
+        }
+    }
+
+    /// Sends down what was started.
+    #[inline]
+    fn send(&mut self, cx: &mut WorkerContext<'_>) {
+        for (branch, child) in self.state.started.drain(..) {
+            self.state.unkicked |= 1 << branch;
+            self.queues[branch].submit(cx, child);
+        }
+    }
+
+    fn kick_branches(&mut self, cx: &mut WorkerContext<'_>) {
+        let unkicked = std::mem::take(&mut self.state.unkicked);
+        for (branch, queue) in self.queues.iter_mut().enumerate() {
+            if unkicked & 1 << branch != 0 {
+                queue.kick(cx);
+            }
+        }
+    }
+
+    fn start_granted(&mut self, cx: &mut WorkerContext<'_>) {
+        let mut granted = std::mem::take(&mut self.state.granted);
+        for tag in granted.drain(..) {
+            if let Some((request, ticket)) = self.state.parked.take(tag) {
+                self.begin(cx, request, ticket);
+            }
+        }
+        self.state.granted = granted;
+    }
+
+    /// Takes what a branch brings up.
+    fn take_home(&mut self, cx: &mut WorkerContext<'_>, branch: usize) {
+        self.queues[branch].poll(cx, &mut self.home);
+        for Completion { request, output } in self.home.drain() {
+            let tag = request.tag();
+            self.state.child_home(&mut self.fan, cx, (branch, tag), Some(request), output);
+        }
+        if self.state.pools[branch].take_lost(&mut self.state.lost) > 0 {
+            let mut lost = std::mem::take(&mut self.state.lost);
+            for tag in lost.drain(..).map(Tag::new) {
+                tracing::warn!(?tag, branch, "a branch dropped a request; it counts as aborted");
+                self.state.child_home(&mut self.fan, cx, (branch, tag), None, R::aborted());
+            }
+            self.state.lost = lost;
+        }
+        self.send(cx);
+    }
+}
+
+impl<R: Request, P> State<R, P> {
+    fn child_home(
+        &mut self,
+        fan: &mut impl FanOut<R, Parent = P>,
+        cx: &mut WorkerContext<'_>,
+        (branch, tag): (usize, Tag),
+        mut child: Option<R>,
+        output: R::Output,
+    ) {
+        let Self { caps, slots, pools, started, .. } = self;
+        let bit = 1 << branch;
+        let mut over = false;
+        if let Some(slot) = slots.get_mut(tag).filter(|slot| slot.children & bit != 0) {
+            let Slot { request, parent, children, .. } = slot;
+            *children &= !bit;
+            let mut more = Children { caps: &**caps, tag, busy: children, pools, started };
+            fan.on_child(cx, parent, request, Child { branch, request: child.as_mut(), output }, &mut more);
+            over = *children == 0;
+        }
+        // Before the parent goes home: its memory is shared no more then.
+        if let Some(list) = child.and_then(Request::into_memory) {
+            pools[branch].put(list);
+        }
+        if over && let Some(Slot { mut request, parent, ticket, .. }) = slots.take(tag) {
+            let output = fan.finish(parent, &mut request);
+            self.end(request, ticket, output);
+        }
+    }
+
+    fn end(&mut self, request: R, ticket: Option<RangeTicket>, output: R::Output) {
+        self.releases.extend(ticket);
+        self.ready.push(Completion { request, output });
+    }
+
+    /// Takes back what was started and not sent.
+    fn unstart(&mut self) {
+        for (branch, child) in self.started.drain(..) {
+            if let Some(list) = child.into_memory() {
+                self.pools[branch].put(list);
+            }
+        }
+    }
+
+    /// Asks for the ranges of this batch.
+    fn ask(&mut self, fan: &impl FanOut<R, Parent = P>) {
+        let Self { caps, asking, parked, granted, locks, .. } = self;
+        let mut table = locks.batch();
+        for tag in asking.drain(..) {
+            let Some((request, ticket)) = parked.get_mut(tag) else { continue };
+            let range = fan.excludes(caps, request).unwrap_or(0..0);
+            let (asked, is_granted) = locks.ask(&mut table, range, Hold::Exclusive, tag);
+            *ticket = Some(asked);
+            if is_granted {
+                granted.push(tag);
+            }
+        }
+    }
+
+    /// Lets go of what is done with, and takes what that or others gave free.
+    fn exchange(&mut self) {
+        let Self { releases, granted, locks, .. } = self;
+        let mut table = locks.batch();
+        for ticket in releases.drain(..) {
+            table.release(ticket);
+        }
+        locks.granted(&mut table, granted);
+    }
+
+    fn is_free(&self, tag: Tag) -> bool {
+        tag.index() < self.depth.get() && self.slots.get(tag).is_none() && self.parked.get(tag).is_none()
+    }
+}
+
+impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Queue<R> for FanOutQueue<R, S, B> {
+    #[inline]
+    fn submit(&mut self, cx: &mut WorkerContext<'_>, request: R) {
+        self.refresh();
+        let state = &mut self.state;
+        state.in_flight += 1;
+        let tag = request.tag();
+        if !state.is_free(tag) {
+            debug_assert!(false, "tag {tag:?} is in use or beyond the depth");
+            return state.end(request, None, R::aborted());
+        }
+        if self.fan.excludes(&state.caps, &request).is_some() {
+            state.parked.insert(tag, (request, None));
+            state.asking.push(tag);
+        } else {
+            self.begin(cx, request, None);
+        }
+    }
+
+    #[inline]
+    fn kick(&mut self, cx: &mut WorkerContext<'_>) {
+        if !self.state.asking.is_empty() {
+            self.state.ask(&self.fan);
+            self.start_granted(cx);
+        }
+        self.kick_branches(cx);
+    }
+
+    fn poll(&mut self, cx: &mut WorkerContext<'_>, done: &mut Completions<R>) {
+        for branch in 0..self.queues.len() {
+            self.take_home(cx, branch);
+        }
+        if !self.state.releases.is_empty() || self.state.locks.has_granted() {
+            self.state.exchange();
+            self.start_granted(cx);
+        }
+        let state = &mut self.state;
+        state.in_flight -= state.ready.len();
+        done.append(&mut state.ready);
+        if !state.releases.is_empty() || state.unkicked != 0 {
+            cx.run_again();
+        }
+        self.kick_branches(cx);
+    }
+
+    fn drain(&mut self, cx: &mut WorkerContext<'_>) {
+        self.draining = true;
+        self.queues.iter_mut().for_each(|queue| queue.drain(cx));
+    }
+
+    fn resume(&mut self, cx: &mut WorkerContext<'_>) {
+        self.draining = false;
+        self.queues.iter_mut().for_each(|queue| queue.resume(cx));
+    }
+
+    fn mode(&self) -> Mode {
+        let at_rest =
+            || self.state.in_flight == 0 && self.queues.iter().all(|queue| queue.mode() == Mode::Quiesced);
+        match self.draining {
+            false => Mode::Running,
+            true if at_rest() => Mode::Quiesced,
+            true => Mode::Draining,
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.state.in_flight
+    }
+}
+
+impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Drop for FanOutQueue<R, S, B> {
+    fn drop(&mut self) {
+        let state = &mut self.state;
+        state.releases.extend(state.parked.drain().filter_map(|(_, (_, ticket))| ticket));
+        let orphan = |(tag, slot): (Tag, Slot<R, _>)| {
+            let children = slot.children;
+            slot.ticket.map(|ticket| Orphan { tag, children, ticket })
+        };
+        let orphans: Vec<_> = state.slots.drain().filter_map(orphan).collect();
+        state.exchange();
+        if !orphans.is_empty() {
+            Orphans::keep(std::mem::take(&mut state.pools), orphans, state.locks.locks().clone());
+        }
+    }
+}
+
+impl<R: Request, S: FanOutStage<R>, B: Backend<R>> fmt::Debug for FanOutQueue<R, S, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FanOutQueue")
+            .field("branches", &self.queues.len())
+            .field("in_flight", &self.state.in_flight)
+            .field("parked", &self.state.parked.len())
+            .finish_non_exhaustive()
+    }
+}
