@@ -89,6 +89,7 @@ fn disks() -> Vec<Disk> {
         ("null", Box::new(|| build("null,size=1M"))),
         ("mirror", Box::new(|| build("mirror [memory,size=1M | memory,size=1M]"))),
         ("stripe", Box::new(|| build("stripe [memory,size=1M | memory,size=1M]"))),
+        ("overlay", Box::new(|| build("overlay [memory,size=1M | null,size=1M]"))),
         ("file", Box::new(|| file(""))),
         ("file, write-back", Box::new(|| file(",cache=write-back"))),
         ("a simulated disk", Box::new(|| PowerLossDisk::boxed(PowerLossConfig::new(1 << 20)))),
