@@ -271,6 +271,7 @@ impl QueueLane {
             }
             Phase::Stopping(_) | Phase::Broken => {
                 self.work.settle(cx, None)?;
+                ring.keep_pins_of(&self.work.heads_in_flight());
                 Ok(Turn::Idle)
             }
             Phase::Inactive => Ok(Turn::Idle),
@@ -308,6 +309,9 @@ impl QueueLane {
 
 impl Lane for QueueLane {
     fn turn(&mut self, cx: &mut WorkerContext<'_>) -> Turn {
+        if let Some(ring) = &mut self.ring {
+            ring.enter();
+        }
         while let Some(command) = self.link.next() {
             self.obey(cx, command);
         }
@@ -315,9 +319,15 @@ impl Lane for QueueLane {
             tracing::warn!(queue = self.index, %error, "the driver broke a ring; the device needs a reset");
             self.phase = Phase::Broken;
             self.shared.break_down();
+            if let Some(ring) = &mut self.ring {
+                ring.keep_pins_of(&self.work.heads_in_flight());
+            }
             Turn::Idle
         });
         self.advance(cx);
+        if let Some(ring) = &mut self.ring {
+            ring.leave();
+        }
         turn
     }
 }

@@ -110,7 +110,9 @@ impl PinBoard {
 
     pub(super) fn report(&self, report: &StuckReport) {
         let listeners = self.lock().listeners.clone();
-        listeners.iter().for_each(|listener| listener(report));
+        for listener in listeners {
+            listener(report);
+        }
     }
 
     pub(super) fn holds_lease(&self, id: u64) -> bool {
@@ -153,7 +155,9 @@ impl PinBoard {
     #[cold]
     fn wake(&self) {
         let wakers: Vec<PinWaker> = self.lock().wakers.iter().map(|(_, waker)| waker.clone()).collect();
-        wakers.iter().for_each(|wake| wake());
+        for wake in wakers {
+            wake();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
