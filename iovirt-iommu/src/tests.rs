@@ -85,7 +85,7 @@ fn release(pins: &mut PinTable) {
 
 #[test]
 fn the_generation_tells_of_removals_only() {
-    let (_, domain, [device, _]) = two_devices();
+    let (_, domain, [device, _other]) = two_devices();
     let before = device.pins().generation();
     domain.map(0x10_0000, 0x1000, 0, Permissions::ReadWrite).unwrap();
     assert!(is_done(&mut domain.unmap(0x20_0000, 0x1000).unwrap()));
@@ -116,7 +116,7 @@ fn an_unmap_waits_for_every_device_that_uses_it() {
 
 #[test]
 fn who_has_left_is_waited_for_while_it_holds_memory() {
-    let (_, domain, [first, _]) = two_devices();
+    let (_, domain, [first, _second]) = two_devices();
     let mut pins = pinned(&first, 0x3000, 0x1000);
     let elsewhere = Domain::new(4);
     let mut left = first.attach(&elsewhere);
@@ -163,7 +163,7 @@ fn a_device_of_others_copies_behind_a_domain() {
     use vm_memory::iommu::{Iommu, IommuMemory};
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions as Theirs};
 
-    let (faults, domain, [device, _]) = two_devices();
+    let (faults, domain, [device, _other]) = two_devices();
     domain.unmap(0, 0x1_0000).map(drop).unwrap();
     domain.map(0x10_0000, 0x1000, 0x3000, Permissions::ReadWrite).unwrap();
     domain.map(0x10_1000, 0x1000, 0x1000, Permissions::ReadOnly).unwrap();

@@ -152,8 +152,10 @@ impl Common {
     }
 
     pub(super) fn status(&self) -> u8 {
+        // In this order: looking at the state may be what ends a reset, and mends the device.
+        let status = self.state().status;
         let broken = if self.shared.is_broken() { status::NEEDS_RESET } else { 0 };
-        self.state().status | broken
+        status | broken
     }
 
     pub(super) fn set_status(&self, value: u8) -> Access {
