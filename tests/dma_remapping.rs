@@ -75,8 +75,7 @@ impl Guest {
         assert!(is_done(&mut endpoint.attach(&domain)));
         for page in 0..PAGES {
             let iova = AT + page * PAGE;
-            let permissions =
-                if iova == READ_ONLY { Permissions::ReadOnly } else { Permissions::ReadWrite };
+            let permissions = if iova == READ_ONLY { Permissions::ReadOnly } else { Permissions::ReadWrite };
             domain.map(iova, PAGE, physical(iova), permissions).unwrap();
         }
         let translated = space.with_translate(endpoint.clone());
@@ -90,7 +89,9 @@ impl Guest {
         self.offered = 0;
         self.store(AVAIL, &[0; 4]);
         self.store(USED, &[0; 4]);
-        for (offset, value) in [(0x24, 0), (0x20, features as u32), (0x24, 1), (0x20, (features >> 32) as u32)] {
+        for (offset, value) in
+            [(0x24, 0), (0x20, features as u32), (0x24, 1), (0x20, (features >> 32) as u32)]
+        {
             self.register(offset, value);
         }
         self.register(0x70, u32::from(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK));

@@ -38,10 +38,8 @@ impl Iommu for EndpointIommu {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<HeldMappings>, Error> {
-        let refused = |reason: String| Error::CannotResolve {
-            iova_range: TheirRange { base: iova, length },
-            reason,
-        };
+        let refused =
+            |reason: String| Error::CannotResolve { iova_range: TheirRange { base: iova, length }, reason };
         // Theirs are ranges without their end, which cannot reach the last address.
         if iova.0.checked_add(length as u64).is_none() {
             return Err(refused("it ends beyond 64 bits".into()));

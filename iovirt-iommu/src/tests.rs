@@ -147,10 +147,8 @@ fn faults_are_recorded_and_bounded() {
     assert!(view.write(0x10_0008, b"no").is_err());
     assert!(view.read_array::<16>(0xfff8).is_err());
     assert!(first.translate(u64::MAX, 1, Access::Read).is_err());
-    let fault = |iova, access, reason| FaultRecord {
-        device: DeviceId(2),
-        fault: DmaFault { iova, access, reason },
-    };
+    let fault =
+        |iova, access, reason| FaultRecord { device: DeviceId(2), fault: DmaFault { iova, access, reason } };
     assert_eq!(faults.pop(), Some(fault(0x10_0008, Access::Write, FaultReason::Denied)));
     assert_eq!(faults.pop(), Some(fault(0x1_0000, Access::Read, FaultReason::NotMapped)));
     assert_eq!(faults.pop(), None);

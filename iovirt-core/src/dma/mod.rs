@@ -60,8 +60,8 @@ pub use error::{DmaError, MapError};
 pub use lost::{LostTags, LostWaker};
 pub use map::MemoryMap;
 pub use pin::{
-    InvalidateStatus, InvalidateTicket, IovaRange, IovaSpans, Lease, PinBoard, PinTable, PinWaker, StuckListener,
-    StuckPolicy, StuckReport,
+    InvalidateStatus, InvalidateTicket, IovaRange, IovaSpans, Lease, PinBoard, PinTable, PinWaker,
+    StuckListener, StuckPolicy, StuckReport,
 };
 pub use pool::SgPool;
 pub use raw::IoVec;

@@ -39,8 +39,7 @@ fn serve(world: &World, queue: Queue) {
     let early = world.mapped.load(Ordering::Acquire);
     world.slots.enter();
     let generation = world.generation.load(Ordering::Acquire);
-    let mapped =
-        if queue == Queue::TranslatesFirst { early } else { world.mapped.load(Ordering::Acquire) };
+    let mapped = if queue == Queue::TranslatesFirst { early } else { world.mapped.load(Ordering::Acquire) };
     if queue == Queue::PublishedLate {
         world.slots.leave();
     }

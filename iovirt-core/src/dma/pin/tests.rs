@@ -158,8 +158,7 @@ fn a_device_that_does_not_let_go_is_reported_once_and_waited_for() {
     assert_eq!(ticket.poll(at(13)), InvalidateStatus::Stuck);
     assert_eq!(ticket.poll(at(99)), InvalidateStatus::Stuck);
     assert_eq!(ticket.deadline(), None);
-    let report =
-        StuckReport { range: range(0x1000, 0x10), waited: Duration::from_secs(3), requests: 1 };
+    let report = StuckReport { range: range(0x1000, 0x10), waited: Duration::from_secs(3), requests: 1 };
     assert_eq!(*reports.lock().unwrap(), [report]);
     unpin(&mut pins, 0);
     assert_eq!(ticket.poll(at(100)), InvalidateStatus::Done);

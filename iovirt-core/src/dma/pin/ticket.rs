@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::IovaRange;
 use super::board::{PinBoard, PinWaker, StuckPolicy, StuckReport};
 use super::slots::{Scan, Slots};
-use super::IovaRange;
 use crate::worker::Time;
 
 /// Where an invalidation stands.
