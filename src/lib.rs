@@ -1,7 +1,7 @@
 //! Composable virtual devices and back-ends: one door to the iovirt crates, and the pipeline description language.
 //!
 //! ```text
-//!  guest driver (Linux, Windows, firmware, another VMM over vhost-user)
+//!  guest driver (Linux, firmware, `virtio-drivers` in a test)
 //!      │ registers, rings in guest memory, doorbells                    ▲ interrupts
 //!  ┌───▼──────────────┐
 //!  │ Frontend         │  the emulated device                 virtio-blk,queues=2
@@ -63,4 +63,14 @@ pub use iovirt_sched as sched;
 /// an example prints.
 pub fn list_stages() -> String {
     registry::Registry::standard().list_stages()
+}
+
+/// The examples of the texts beside the code, compiled and run.
+#[cfg(doctest)]
+mod texts {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../docs/virtio-mmio.md")]
+    struct VirtioMmio;
 }

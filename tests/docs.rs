@@ -1,5 +1,5 @@
 //! Every pipeline in the documentation is what it says: a line in a block marked `pipeline` builds, a line in one marked
-//! `syntax` parses.
+//! `syntax` parses. And every link leads somewhere.
 //!
 //! `PATH` in a line stands for a file of 1 MiB.
 
@@ -72,6 +72,27 @@ fn every_pipeline_builds() {
         }
     }
     assert!(count >= 8, "only {count} pipelines were found");
+}
+
+#[test]
+fn every_link_leads_to_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let of_root =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root.join(name));
+    let mut count = 0;
+    for page in pages(&docs()).iter().chain(&of_root) {
+        let text = fs::read_to_string(page).unwrap();
+        for (_, rest) in text.match_indices("](").map(|(at, mark)| text.split_at(at + mark.len())) {
+            let target = rest.split([')', '#']).next().unwrap_or_default();
+            if target.is_empty() || target.starts_with("https://") {
+                continue;
+            }
+            let file = page.parent().unwrap().join(target);
+            assert!(file.exists(), "{}: the link to {target} leads nowhere", page.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 50, "only {count} links were found");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::store::Store;
-use super::{Access, DmaError, DmaView, HostBuffer, IoVec, LostTags};
+use super::{Access, DmaError, DmaView, HostBuffer, IoVec, LostTags, MemoryMap};
 
 /// Stands for the address of a segment of host memory. No guest address: a region ends below it.
 pub(super) const HOST: u64 = u64::MAX;
@@ -214,7 +214,7 @@ impl SgList {
 
     #[inline(never)]
     fn push_pieces(&mut self, view: &DmaView, addr: u64, len: u64, access: Access) -> Result<(), DmaError> {
-        let (count, total) = (self.as_iovecs().len(), self.len());
+        let mark = self.store.mark();
         let (store, max) = (&mut self.store, self.limits.segments);
         let result = view.walk(addr, len, access, &mut |region, offset, len| {
             let host = region.host().slice(offset as usize, len as usize);
@@ -223,7 +223,7 @@ impl SgList {
             unsafe { store.push(segment, access == Access::Read, max) }
         });
         if result.is_err() {
-            self.store.rewind(count, total);
+            self.store.rewind(mark);
         }
         result
     }
@@ -311,10 +311,10 @@ impl SgList {
     #[inline]
     pub fn slice_into(&self, offset: u64, len: u64, to: &mut Self) -> Result<(), DmaError> {
         self.check(offset, len)?;
-        let (count, total) = (to.as_iovecs().len(), to.len());
+        let mark = to.store.mark();
         let result = self.store.slice_into(offset, len, &mut to.store, to.limits.segments);
         if result.is_err() {
-            to.store.rewind(count, total);
+            to.store.rewind(mark);
         }
         result
     }
@@ -441,11 +441,12 @@ impl SgList {
         self.tag.take()
     }
 
-    /// Holds the view's map in place of an older one, if the list is empty.
-    pub(super) fn rehome(&mut self, view: &DmaView) {
+    /// Holds that map in place of an older one, if the list is empty.
+    #[inline]
+    pub(super) fn rehome(&mut self, map: &Arc<MemoryMap>) {
         if self.is_empty() {
             self.store.clear();
-            self.store.adopt(view.map());
+            self.store.adopt(map);
         }
     }
 }

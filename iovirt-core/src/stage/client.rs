@@ -4,6 +4,7 @@
 use super::slots::{SlotTable, TagPool};
 use crate::backend::{Mode, Queue};
 use crate::dma::{DmaView, SgLimits, SgList, SgPool};
+use crate::log::LogLimiter;
 use crate::pipeline::BoxQueue;
 use crate::request::{Completions, Depth, Request, Tag};
 use crate::worker::WorkerContext;
@@ -18,6 +19,7 @@ pub struct Client<R: Request, T> {
     done: Completions<R>,
     pool: SgPool,
     lost: Vec<u32>,
+    complaints: LogLimiter,
 }
 
 /// A request that came home.
@@ -44,6 +46,7 @@ impl<R: Request, T> Client<R, T> {
             done: Completions::with_depth(depth),
             pool,
             lost: Vec::new(),
+            complaints: LogLimiter::default(),
         }
     }
 
@@ -110,7 +113,10 @@ impl<R: Request, T> Client<R, T> {
         for tag in self.lost.drain(..).map(Tag::new) {
             let Some(context) = self.contexts.take(tag) else { continue };
             count += 1;
-            tracing::warn!(?tag, family = R::FAMILY, "a stage dropped a request; it counts as aborted");
+            if let Some(suppressed) = self.complaints.admit() {
+                let family = R::FAMILY;
+                tracing::warn!(?tag, family, suppressed, "a stage dropped a request; it counts as aborted");
+            }
             finished(cx, Finished { context, request: None, output: R::aborted() });
             self.tags.put(tag);
         }

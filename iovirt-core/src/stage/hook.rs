@@ -34,6 +34,7 @@ use super::slots::SlotTable;
 use crate::backend::{Backend, Mode, Queue};
 use crate::error::{AttachError, BackendError};
 use crate::interposer::Interposer;
+use crate::log::LogLimiter;
 use crate::pipeline::{EventListener, Stages};
 use crate::request::{Completion, Completions, Depth, Request, Tag};
 use crate::state::{StageStates, StateError};
@@ -142,7 +143,7 @@ impl<R: Request, B: Backend<R>, S: HookStage<R>> Interposer<R, B> for HookLayer<
 
     fn attach(self, below: B) -> Result<Hooked<S, B>, AttachError> {
         self.stage.caps(&below.caps())?;
-        Ok(Hooked { stage: self.stage, below })
+        Ok(Hooked { stage: self.stage, below, complaints: LogLimiter::default() })
     }
 }
 
@@ -151,6 +152,7 @@ impl<R: Request, B: Backend<R>, S: HookStage<R>> Interposer<R, B> for HookLayer<
 pub struct Hooked<S, B> {
     stage: S,
     below: B,
+    complaints: LogLimiter,
 }
 
 impl<R: Request, B: Backend<R>, S: HookStage<R>> Backend<R> for Hooked<S, B> {
@@ -163,7 +165,9 @@ impl<R: Request, B: Backend<R>, S: HookStage<R>> Backend<R> for Hooked<S, B> {
             Ok(caps) => Arc::new(caps),
             Err(error) => {
                 // The stack was acceptable when it was put together and has changed since.
-                tracing::warn!(%error, "a stage no longer accepts what is below it");
+                if let Some(suppressed) = self.complaints.admit() {
+                    tracing::warn!(%error, suppressed, "a stage no longer accepts what is below it");
+                }
                 below
             }
         }

@@ -2,6 +2,7 @@
 
 use super::queue::RingError;
 use super::ring::Ring;
+use iovirt_core::dma::DmaView;
 use iovirt_core::pipeline::Stages;
 use iovirt_core::state::{StageStates, StateError};
 use iovirt_core::worker::{LaneWaker, Turn, WorkerContext};
@@ -71,6 +72,9 @@ pub type QueueFactory =
 pub trait QueueWork {
     /// The driver is ready; these features were negotiated.
     fn start(&mut self, features: u64);
+
+    /// Guest memory has a new map: lets go of the old one where it is only kept in store.
+    fn memory_changed(&mut self, view: &DmaView);
 
     /// Serves the ring: brings completions home, takes new chains, does a bounded amount of work.
     ///

@@ -123,6 +123,10 @@ impl QueueLink {
     pub(crate) fn counters(&self) -> QueueCounters {
         // The eventfd has counted the doorbells itself: the lane watches it by edges and never reads it.
         let fresh = self.doorbell.event().read().unwrap_or(0);
+        if fresh > 0 {
+            // What was read before the worker polled is an edge that it does not see any more.
+            self.waker.wake();
+        }
         let doorbells = self.rung.fetch_add(fresh, Ordering::Relaxed) + fresh;
         QueueCounters {
             chains: self.chains.load(Ordering::Relaxed),
@@ -257,7 +261,9 @@ impl QueueLane {
         let Some(ring) = &mut self.ring else { return Ok(Turn::Idle) };
         match self.phase {
             Phase::Running => {
-                ring.refresh()?;
+                if ring.refresh()? {
+                    self.work.memory_changed(ring.view());
+                }
                 if !self.resubmit.is_empty() {
                     let heads = std::mem::take(&mut self.resubmit);
                     self.work.resubmit(cx, ring, &heads)?;
@@ -265,7 +271,9 @@ impl QueueLane {
                 self.work.serve(cx, ring)
             }
             Phase::Draining(_) | Phase::Paused => {
-                ring.refresh()?;
+                if ring.refresh()? {
+                    self.work.memory_changed(ring.view());
+                }
                 self.work.settle(cx, Some(ring))?;
                 Ok(Turn::Idle)
             }
@@ -349,5 +357,43 @@ impl Lane for DeadLane {
             }
         }
         Turn::Idle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iovirt_core::{Worker, WorkerConfig};
+
+    /// Gives itself turns by a doorbell, and counts them.
+    struct Listener {
+        _doorbell: Watch,
+        turns: Arc<AtomicU64>,
+    }
+
+    impl Lane for Listener {
+        fn turn(&mut self, _: &mut WorkerContext<'_>) -> Turn {
+            self.turns.fetch_add(1, Ordering::Relaxed);
+            Turn::Idle
+        }
+    }
+
+    #[test]
+    fn counting_doorbells_silences_none() {
+        let mut worker = Worker::new(WorkerConfig::default()).unwrap();
+        let (link, turns) = (Arc::new(QueueLink::new().unwrap()), Arc::new(AtomicU64::new(0)));
+        let (rung, counted) = (link.clone(), turns.clone());
+        worker.handle().add_lane(move |cx| {
+            rung.waker.set(cx.waker());
+            let doorbell = cx.watch(&rung.doorbell, Trigger::Edge).unwrap();
+            Some(Box::new(Listener { _doorbell: doorbell, turns: counted }))
+        });
+        worker.run().unwrap();
+        for turn in 2..5 {
+            link.doorbell.ring();
+            assert_eq!(link.counters().doorbells, turn - 1);
+            worker.run().unwrap();
+            assert_eq!(turns.load(Ordering::Relaxed), turn);
+        }
     }
 }

@@ -69,12 +69,13 @@ impl Ring {
         }
     }
 
-    /// Follows a new map of guest memory, and new translations.
-    pub(super) fn refresh(&mut self) -> Result<(), RingError> {
-        if self.view.refresh() {
+    /// Follows a new map of guest memory and new translations; whether there were any.
+    pub(super) fn refresh(&mut self) -> Result<bool, RingError> {
+        let changed = self.view.refresh();
+        if changed {
             self.queue.refresh(&self.view)?;
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Guest memory as this queue sees it.

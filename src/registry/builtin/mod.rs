@@ -4,6 +4,7 @@ mod file;
 mod memory;
 mod null;
 mod stats;
+mod swappable;
 mod virtio_blk;
 
 use super::{Options, StageInfo, StageRow};
@@ -36,7 +37,7 @@ pub trait TypedStage: Sized {
 }
 
 pub(super) fn rows() -> Vec<StageRow> {
-    vec![virtio_blk::row(), stats::row(), null::row(), memory::row(), file::row()]
+    vec![virtio_blk::row(), stats::row(), swappable::row(), null::row(), memory::row(), file::row()]
 }
 
 /// A description of a stage in the making, without the options that have their default.

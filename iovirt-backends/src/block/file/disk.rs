@@ -196,9 +196,11 @@ impl Disk {
         self.written.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A sync that began after `covers` batches has succeeded.
-    pub(super) fn synced(&self, covers: u64) {
+    /// A sync that began after `covers` batches has succeeded: what becomes of the flush that it was for. Beside one that
+    /// failed it means nothing, as the host reports a failure to one of them only.
+    pub(super) fn synced(&self, covers: u64) -> BlockOutput {
         self.synced.fetch_max(covers, Ordering::SeqCst);
+        if self.lost.load(Ordering::SeqCst) { BlockOutput::Failed(BlockError::Io) } else { BlockOutput::Done }
     }
 
     /// What becomes of a flush that needs no system call; `None` where it does.

@@ -188,13 +188,13 @@ impl Task {
 
     fn succeeded(&mut self, disk: &Disk, count: usize) -> Option<BlockOutput> {
         let Some(request) = &self.request else {
-            disk.synced(self.covers);
-            return Some(BlockOutput::Done);
+            return Some(disk.synced(self.covers));
         };
         match self.step {
             Step::Sync => {
-                disk.synced(self.covers);
-                return Some(BlockOutput::Done);
+                let flushed = disk.synced(self.covers);
+                // What a write needed is done, whatever became of others.
+                return Some(if request.op() == BlockOp::Flush { flushed } else { BlockOutput::Done });
             }
             Step::Read | Step::Write | Step::ZeroBytes if count == 0 => {
                 disk.complain_short(request.op(), request.offset() + self.done);

@@ -65,6 +65,20 @@ fn ranges_are_checked() {
 }
 
 #[test]
+fn a_push_that_fails_does_not_make_a_list_read_only() {
+    let view = view();
+    let mut list = SgList::with_limits(SgLimits { segments: 2, host_bytes: 0 });
+    list.push(&view, 0x10000, 8, Access::Write).unwrap();
+    // Half way: the first of two regions is there, the second is not.
+    list.push(&view, 0x3000 - 4, 8, Access::Read).unwrap_err();
+    assert!(!list.is_read_only());
+    list.push(&view, 0, 8, Access::Write).unwrap();
+    list.push(&view, 0, 8, Access::Read).unwrap_err();
+    assert!(!list.is_read_only());
+    assert_eq!(list.copy_from(0, &[1; 16]), Ok(()));
+}
+
+#[test]
 fn what_the_device_may_only_read_is_not_written() {
     let view = view();
     let mut list = guest(&view, &[(0x20, 16)], Access::Read);

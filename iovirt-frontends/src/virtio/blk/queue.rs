@@ -5,7 +5,7 @@ use super::request::{self, Parsed};
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
-use iovirt_core::dma::{SgLimits, SgList};
+use iovirt_core::dma::{DmaView, SgLimits, SgList};
 use iovirt_core::pipeline::BoxBackend;
 use iovirt_core::request::block::{
     BlockCaps, BlockError, BlockFlags, BlockOp, BlockOutput, BlockRequest, Durability, Refused,
@@ -221,6 +221,10 @@ impl QueueWork for BlkQueue {
         if features & F_FLUSH == 0 && needs_fua(&self.shared.backend.caps()) {
             self.shared.force_fua.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn memory_changed(&mut self, view: &DmaView) {
+        self.client.refresh(view);
     }
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
