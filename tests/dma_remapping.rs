@@ -208,7 +208,7 @@ fn a_real_driver_works_page_by_page() {
     let mut driver = rig.driver(ALL | feature::ACCESS_PLATFORM, 16 << 10);
     assert_ne!(driver.features() & feature::ACCESS_PLATFORM, 0);
     for round in 0..200u64 {
-        let data: Vec<u8> = (0..16 << 10).map(|at: u64| (at * 31 + round * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..16 << 10).map(|at: u64| ((at * 31 + round * 7) >> 3) as u8).collect();
         assert_eq!(driver.run(BlkOp::Out, round * 8, &mut data.clone()), Ok(BlkStatus::Ok));
         let mut read = vec![0; data.len()];
         assert_eq!(driver.run(BlkOp::In, round * 8, &mut read), Ok(BlkStatus::Ok));

@@ -112,7 +112,10 @@ fn a_stack_that_is_stuck_is_no_dead_end() {
     driver.turn();
     let stuck = handle.in_flight()[0].clone();
     let ticket = control.swap(memory()).unwrap_err();
-    assert!(matches!(ticket, SwapError::Incompatible(_)), "memory promises less than write-through: {ticket}");
+    assert!(
+        matches!(ticket, SwapError::Incompatible(_)),
+        "memory promises less than write-through: {ticket}"
+    );
 
     let (second, second_handle) = ManualBackend::<BlockRequest>::new(BlockCaps::new(SIZE));
     let ticket = control.swap(BoxBackend::new(second)).unwrap();
@@ -122,7 +125,11 @@ fn a_stack_that_is_stuck_is_no_dead_end() {
         driver.turn();
     }
     assert_eq!(ticket.outcome(), None);
-    assert_eq!(second_handle.open_queues(), 0, "nothing reaches the newcomer before the old stack is at rest");
+    assert_eq!(
+        second_handle.open_queues(),
+        0,
+        "nothing reaches the newcomer before the old stack is at rest"
+    );
     control.cancel();
     driver.turn();
     assert_eq!(ticket.outcome(), Some(Outcome::Cancelled));
@@ -169,5 +176,8 @@ fn under_a_whole_device() {
         }
         assert_eq!(ticket.outcome(), Some(Outcome::Done));
     }
-    assert!(rig.device.stages().iter().any(|stage| stage.name == "stats"), "the newcomer's stages are the device's");
+    assert!(
+        rig.device.stages().iter().any(|stage| stage.name == "stats"),
+        "the newcomer's stages are the device's"
+    );
 }

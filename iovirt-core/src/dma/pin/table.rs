@@ -8,7 +8,10 @@ use super::{IovaSpans, PinBoard, Slots};
 /// virtio queue that is the head of the chain.
 ///
 /// All use of memory behind a translation happens between [`enter`](PinTable::enter) and [`leave`](PinTable::leave), or in a
-/// request whose ranges were [pinned](PinTable::pin) between the two. Dropping the table releases all.
+/// request whose ranges were [pinned](PinTable::pin) between the two.
+///
+/// A table that is dropped while slots are held leaves them held for good: the requests may be with a kernel or a thread
+/// that still works on them, and nobody is left who would hear of their end. Drain a queue before dropping it.
 #[derive(Debug)]
 pub struct PinTable {
     slots: Arc<Slots>,
@@ -100,9 +103,9 @@ impl PinTable {
 
 impl Drop for PinTable {
     fn drop(&mut self) {
-        self.enter();
-        self.retain(|_| false);
         self.leave();
-        self.board.remove(&self.slots);
+        if self.held() == 0 {
+            self.board.remove(&self.slots);
+        }
     }
 }
