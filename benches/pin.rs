@@ -14,12 +14,18 @@ const BATCH: usize = 32;
 /// The ranges of request number `at`.
 fn spans(at: u64) -> IovaSpans {
     let mut spans = IovaSpans::EMPTY;
+    collect(&mut spans, at);
+    spans
+}
+
+#[inline]
+fn collect(spans: &mut IovaSpans, at: u64) {
+    spans.clear();
     for (iova, len) in [(0x10_0000, 64), (0x20_0000, 16), (0x30_0000, 4096), (0x20_0010, 1)] {
         if let Some(range) = IovaRange::new(iova + at * 0x1000, len) {
             spans.add(range);
         }
     }
-    spans
 }
 
 fn pin(criterion: &mut Criterion) {
@@ -39,10 +45,12 @@ fn pin(criterion: &mut Criterion) {
             }
         });
     });
+    let mut spans_at_hand = IovaSpans::EMPTY;
     group.bench_function("collect, hold and release", |bencher| {
         bencher.iter(|| {
             for slot in 0..BATCH {
-                pins.pin(slot, &spans(black_box(slot as u64)));
+                collect(&mut spans_at_hand, black_box(slot as u64));
+                pins.pin(slot, &spans_at_hand);
             }
             for slot in 0..BATCH {
                 pins.unpin(black_box(slot));

@@ -138,6 +138,12 @@ impl IovaSpans {
         &self.ranges[..self.len]
     }
 
+    /// Forgets all.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Adds a range. One too many is joined to the one that grows least by it.
     #[inline]
     pub fn add(&mut self, range: IovaRange) {

@@ -119,7 +119,7 @@ impl Chain {
 
     #[inline(never)]
     fn fill_translated(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {
-        self.spans = IovaSpans::EMPTY;
+        self.spans.clear();
         self.walk::<true>(table, head, view)
     }
 
