@@ -165,7 +165,7 @@ fn run(order: Order, seed: u64, rounds: u64) -> (u64, u64) {
             let (world, rng) = (&world, Rng::new(seed ^ (number + 1) << 32));
             scope.spawn(move || guest(world, number, rng, rounds))
         });
-        let ended = guests.map(|guest| guest.join());
+        let ended = guests.map(thread::ScopedJoinHandle::join);
         // Also where one of them panicked: the scope waits for the device.
         world.stop.store(true, Ordering::Relaxed);
         for guest in ended {
