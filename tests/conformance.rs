@@ -21,7 +21,15 @@ const BACKENDS: &[(&str, &str)] = &[
 ];
 
 /// Stages that say they change nothing.
-const TRANSPARENT: &[&str] = &["stats", "swappable", "stats,name=upper -> swappable -> stats"];
+const TRANSPARENT: &[&str] = &[
+    "stats",
+    "swappable",
+    "fault",
+    "delay,time=20us,jitter=50us",
+    "scheduled,group=g,depth=4",
+    "stats,name=upper -> swappable -> stats",
+    "scheduled,group=g -> delay,time=10us -> scheduled,group=h",
+];
 
 fn build(text: &str, folder: &str) -> (BoxBackend<BlockRequest>, Option<tempfile::NamedTempFile>) {
     let image = (!folder.is_empty()).then(|| {

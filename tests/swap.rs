@@ -12,6 +12,8 @@ use iovirt_core::test_utils::virtio::{BlkOp, BlkStatus};
 use iovirt_core::test_utils::{BlockIo, Driver, ManualBackend, Rng, Workload, WorkloadConfig, seed_or};
 use iovirt_frontends::virtio::blk::BlkConfig;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 const SIZE: u64 = 1 << 20;
 
@@ -72,34 +74,38 @@ fn exchanged_again_and_again_under_load() {
 fn every_worker_carries_its_own_queues_through() {
     let disk = memory();
     let (stack, control) = swappable(disk.clone());
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let threads: Vec<_> = (0..3)
+    let stop = Arc::new(AtomicBool::new(false));
+    let progress: Arc<[AtomicU64; 3]> = Arc::default();
+    let threads: Vec<_> = (0..3u64)
         .map(|at| {
-            let (stack, stop) = (stack.clone(), stop.clone());
+            let (stack, stop, progress) = (stack.clone(), stop.clone(), progress.clone());
             std::thread::spawn(move || {
                 let mut driver = Driver::new(at).unwrap();
                 driver.open(&stack, 16).unwrap();
-                let mut done = 0u64;
-                // Each thread has a part of the disk to itself.
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
+                    let done = progress[at as usize].fetch_add(1, Ordering::Relaxed);
+                    // Each thread has a part of the disk to itself.
                     let offset = (at * 80 + done % 80) * 4096;
                     let data = [at as u8 ^ done as u8; 4096];
                     driver.write(offset, &data).unwrap();
                     assert_eq!(driver.read(offset, 4096).unwrap(), data);
-                    done += 1;
                 }
-                done
             })
         })
         .collect();
-    for at in 0..100 {
-        let newcomer = if at % 2 == 0 { counted(disk.clone()) } else { disk.clone() };
+    let all_worked = || progress.iter().all(|done| done.load(Ordering::Relaxed) > 100);
+    let mut exchanges = 0;
+    while exchanges < 100 || !all_worked() {
+        let newcomer = if exchanges % 2 == 0 { counted(disk.clone()) } else { disk.clone() };
         let ticket = control.swap(newcomer).unwrap();
-        assert_eq!(ticket.wait(std::time::Duration::from_secs(60)), Some(Outcome::Done));
+        assert_eq!(ticket.wait(Duration::from_secs(60)), Some(Outcome::Done));
+        exchanges += 1;
     }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let done: Vec<u64> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    println!("100 exchanges under {done:?} writes");
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    println!("{exchanges} exchanges under {progress:?} writes");
 }
 
 #[test]

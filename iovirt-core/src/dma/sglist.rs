@@ -187,6 +187,11 @@ impl SgList {
             .all(|iov| iov.as_ptr().addr().is_multiple_of(addr_align) && iov.len().is_multiple_of(len_align))
     }
 
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.store.room()
+    }
+
     // Filling it
 
     /// Empties it and keeps its capacity, its host buffer and its map.
@@ -413,7 +418,9 @@ impl SgList {
     // Moving on
 
     /// Exchanges what two lists hold; each keeps its limits, its pool and its tag. This is how the buffers of a popped
-    /// chain become those of a request without being copied.
+    /// chain become those of a request without being copied. Where `other` has grown beyond this list's limit its
+    /// segments are copied and it is emptied instead: room that one long chain took must not wander into every list of
+    /// a pool.
     ///
     /// # Errors
     ///
@@ -423,7 +430,18 @@ impl SgList {
         if other.segments().len() > self.limits.segments {
             return Err(DmaError::TooManySegments { max: self.limits.segments });
         }
+        if other.store.room() > self.limits.segments.max(Self::WARM) {
+            return self.take_segments(other);
+        }
         std::mem::swap(&mut self.store, &mut other.store);
+        Ok(())
+    }
+
+    #[cold]
+    fn take_segments(&mut self, other: &mut Self) -> Result<(), DmaError> {
+        self.clear();
+        other.slice_into(0, other.len(), self)?;
+        other.clear();
         Ok(())
     }
 
@@ -441,9 +459,9 @@ impl SgList {
         self.tag.take()
     }
 
-    /// Holds that map in place of an older one, if the list is empty.
+    /// Holds that map in place of an older one, which can then be unmapped, if the list is empty.
     #[inline]
-    pub(super) fn rehome(&mut self, map: &Arc<MemoryMap>) {
+    pub fn rehome(&mut self, map: &Arc<MemoryMap>) {
         if self.is_empty() {
             self.store.clear();
             self.store.adopt(map);

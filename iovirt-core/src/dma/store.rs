@@ -65,6 +65,12 @@ impl Store {
         &self.iov[self.head..self.tail]
     }
 
+    /// How many segments it has room for.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        self.iov.len()
+    }
+
     #[inline]
     pub(super) fn addrs(&self) -> &[u64] {
         &self.addr[self.head..self.tail]

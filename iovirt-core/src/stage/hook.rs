@@ -41,7 +41,7 @@ use crate::state::{StageStates, StateError};
 use crate::worker::WorkerContext;
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What happens to a request that came down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,38 +139,49 @@ impl<S> HookLayer<S> {
 }
 
 impl<R: Request, B: Backend<R>, S: HookStage<R>> Interposer<R, B> for HookLayer<S> {
-    type Stacked = Hooked<S, B>;
+    type Stacked = Hooked<R, S, B>;
 
-    fn attach(self, below: B) -> Result<Hooked<S, B>, AttachError> {
-        self.stage.caps(&below.caps())?;
-        Ok(Hooked { stage: self.stage, below, complaints: LogLimiter::default() })
+    fn attach(self, below: B) -> Result<Hooked<R, S, B>, AttachError> {
+        let accepted = Mutex::new(Arc::new(self.stage.caps(&below.caps())?));
+        Ok(Hooked { stage: self.stage, below, accepted, complaints: LogLimiter::default() })
     }
 }
 
 /// A hook stage above a back-end.
 #[derive(Debug)]
-pub struct Hooked<S, B> {
+pub struct Hooked<R: Request, S, B> {
     stage: S,
     below: B,
+    /// The capabilities that the stage made of those below when it last accepted them.
+    accepted: Mutex<Arc<R::Caps>>,
     complaints: LogLimiter,
 }
 
-impl<R: Request, B: Backend<R>, S: HookStage<R>> Backend<R> for Hooked<S, B> {
+impl<R: Request, S, B> Hooked<R, S, B> {
+    fn accepted(&self) -> MutexGuard<'_, Arc<R::Caps>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: Request, B: Backend<R>, S: HookStage<R>> Backend<R> for Hooked<R, S, B> {
     type Queue = HookedQueue<R, S::Hook, B::Queue>;
 
     fn caps(&self) -> Arc<R::Caps> {
         let below = self.below.caps();
-        match self.stage.caps(&below) {
+        let caps = match self.stage.caps(&below) {
             Ok(caps) if caps == *below => below,
             Ok(caps) => Arc::new(caps),
             Err(error) => {
-                // The stack was acceptable when it was put together and has changed since.
+                // The stack was acceptable when it was put together and has changed since. What the stage promised then
+                // stands: the capabilities below would be weaker than what this stage makes of them.
                 if let Some(suppressed) = self.complaints.admit() {
                     tracing::warn!(%error, suppressed, "a stage no longer accepts what is below it");
                 }
-                below
+                return self.accepted().clone();
             }
-        }
+        };
+        *self.accepted() = caps.clone();
+        caps
     }
 
     fn open(&self, cx: &mut WorkerContext<'_>, depth: Depth) -> Result<Self::Queue, BackendError> {
@@ -336,6 +347,17 @@ impl<R: Request> Held<'_, R> {
     /// Completes a held request here.
     pub fn complete(&mut self, tag: Tag, output: R::Output) {
         self.ready.extend(self.held.take(tag).map(|request| Completion { request, output }));
+    }
+
+    /// Takes a held request out, to be dropped: what a broken stage does. Its client learns of it by the memory that was
+    /// dropped with it, if at all.
+    pub fn take(&mut self, tag: Tag) -> Option<R> {
+        self.held.take(tag)
+    }
+
+    /// Lets all held requests go on, in the order of their tags.
+    pub fn release_all(&mut self) {
+        self.released.extend(self.held.drain().map(|(_, request)| request));
     }
 
     /// Whether that request is held.

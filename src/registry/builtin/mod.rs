@@ -1,14 +1,18 @@
 //! The rows of the stages in this build: one file each, with the way from options to the stage's configuration and back.
 
+mod delay;
+mod fault;
 mod file;
 mod memory;
 mod null;
+mod scheduled;
 mod stats;
 mod swappable;
 mod virtio_blk;
 
 use super::{Options, StageInfo, StageRow};
 use crate::describe::{DescribeError, StageSpec};
+use iovirt_sched::scheduled::Groups;
 
 /// A stage's configuration that can be described: from options, and back as the shortest description of it.
 ///
@@ -36,8 +40,18 @@ pub trait TypedStage: Sized {
     fn to_spec(&self) -> StageSpec;
 }
 
-pub(super) fn rows() -> Vec<StageRow> {
-    vec![virtio_blk::row(), stats::row(), swappable::row(), null::row(), memory::row(), file::row()]
+pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
+    vec![
+        virtio_blk::row(),
+        delay::row(),
+        fault::row(),
+        scheduled::row(groups.clone()),
+        stats::row(),
+        swappable::row(),
+        null::row(),
+        memory::row(),
+        file::row(),
+    ]
 }
 
 /// A description of a stage in the making, without the options that have their default.

@@ -200,6 +200,12 @@ impl Disk {
     /// failed it means nothing, as the host reports a failure to one of them only.
     pub(super) fn synced(&self, covers: u64) -> BlockOutput {
         self.synced.fetch_max(covers, Ordering::SeqCst);
+        self.written_durably()
+    }
+
+    /// What becomes of a write that the host said is durable. Beside one that failed that means nothing: see
+    /// [`Disk::synced`].
+    pub(super) fn written_durably(&self) -> BlockOutput {
         if self.lost.load(Ordering::SeqCst) { BlockOutput::Failed(BlockError::Io) } else { BlockOutput::Done }
     }
 
@@ -223,7 +229,7 @@ impl Disk {
     /// for an earlier write that was acknowledged already.
     #[cold]
     pub(super) fn durable_write_failed(&self) {
-        if self.durability() == Durability::WriteBack {
+        if self.durability() != Durability::Unsafe {
             self.lose();
         }
     }
@@ -233,7 +239,7 @@ impl Disk {
         if !self.facts.is_direct() && !self.lost.swap(true, Ordering::SeqCst) {
             tracing::error!(
                 path = %self.config.path.display(),
-                "the host failed to make data durable and may have dropped it: every flush fails from now on"
+                "the host failed to make data durable and may have dropped it: flushes and durable writes fail from now on"
             );
         }
     }

@@ -191,11 +191,7 @@ impl Task {
             return Some(disk.synced(self.covers));
         };
         match self.step {
-            Step::Sync => {
-                let flushed = disk.synced(self.covers);
-                // What a write needed is done, whatever became of others.
-                return Some(if request.op() == BlockOp::Flush { flushed } else { BlockOutput::Done });
-            }
+            Step::Sync => return Some(disk.synced(self.covers)),
             Step::Read | Step::Write | Step::ZeroBytes if count == 0 => {
                 disk.complain_short(request.op(), request.offset() + self.done);
                 return Some(BlockOutput::Failed(BlockError::Io));
@@ -216,7 +212,7 @@ impl Task {
             self.step = Step::Sync;
             return None;
         }
-        Some(BlockOutput::Done)
+        Some(if self.durable == Durable::WithWrite { disk.written_durably() } else { BlockOutput::Done })
     }
 
     fn failed(&mut self, disk: &Disk, errno: i32) -> Option<BlockOutput> {

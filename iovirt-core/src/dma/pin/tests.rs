@@ -11,7 +11,9 @@ fn range(iova: u64, len: u64) -> IovaRange {
 
 fn spans(ranges: &[(u64, u64)]) -> IovaSpans {
     let mut spans = IovaSpans::EMPTY;
-    ranges.iter().for_each(|&(iova, len)| spans.add(range(iova, len)));
+    for &(iova, len) in ranges {
+        spans.add(range(iova, len));
+    }
     spans
 }
 

@@ -349,3 +349,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_room_of_a_long_chain_does_not_wander() {
+    let view = view();
+    let mut chain = SgList::with_limits(SgLimits { segments: 1 << 16, host_bytes: 0 });
+    for index in 0..4000 {
+        chain.push(&view, 0x10000 + index % 4096, 1, Access::Write).unwrap();
+    }
+    let mut request = SgList::with_limits(SgLimits { segments: 20, host_bytes: 0 });
+    assert!(request.swap_segments(&mut chain).is_err());
+    chain.clear();
+    chain.push(&view, 0x10000, 16, Access::Read).unwrap();
+    chain.push(&view, 0x1ff0, 0x20, Access::Read).unwrap();
+    request.swap_segments(&mut chain).unwrap();
+    assert!(chain.is_empty() && request.is_read_only());
+    let segments: Vec<_> = request.segments().map(|s| (s.guest_addr().unwrap(), s.len())).collect();
+    assert_eq!(segments, [(0x10000, 16), (0x1ff0, 0x10), (0x2000, 0x10)]);
+    assert!(request.room() <= 20, "room for {} segments", request.room());
+}
