@@ -83,7 +83,7 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
         ),
         (
             "virtio-blk -> mirror [null | nul]",
-            "column 30: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file)",
+            "column 30: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file, nbd)",
         ),
     ];
     for (text, expected) in cases {
