@@ -1,7 +1,7 @@
 //! Composable virtual devices and back-ends: one door to the iovirt crates, and the pipeline description language.
 //!
 //! ```text
-//!  guest driver (Linux, Windows, firmware, another VMM over vhost-user)
+//!  guest driver (Linux, firmware, `virtio-drivers` in a test)
 //!      │ registers, rings in guest memory, doorbells                    ▲ interrupts
 //!  ┌───▼──────────────┐
 //!  │ Frontend         │  the emulated device                 virtio-blk,queues=2

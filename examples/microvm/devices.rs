@@ -115,6 +115,11 @@ impl Device {
         &self.mmio
     }
 
+    /// Whether what is written can be read again: everything but a null disk does.
+    pub(crate) fn keeps_data(&self) -> bool {
+        self.description.below.backend.stage.name() != "null"
+    }
+
     /// Changes the size of the disk at the end of the pipeline, in bytes.
     pub(crate) fn resize(&self, bytes: u64) -> Result<(), String> {
         let stages = self.mmio.stages();

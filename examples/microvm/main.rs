@@ -138,6 +138,9 @@ fn run(options: &Options) -> Result<Report, Failure> {
     let Some(kernel) = &options.kernel else {
         return run_in_process(&registry, descriptions, "no --kernel was given");
     };
+    // Before anything else, so that a wrong path is told also where there is no KVM.
+    let readable = std::fs::File::open(kernel);
+    readable.map_err(|source| MachineError::Read { path: kernel.clone(), source })?;
     match Machine::new(options.memory, options.vcpus) {
         Ok(machine) => run_guest(&registry, descriptions, machine, options, kernel.clone()),
         Err(error @ (MachineError::OpenKvm(_) | MachineError::No64Bit(_) | MachineError::KvmLacks(_))) => {

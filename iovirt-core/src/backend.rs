@@ -24,7 +24,7 @@
 //!
 //! * **Once.** Each submitted request comes back exactly once, out of `poll`, with the tag it had.
 //! * **Depth.** Within the depth given at `open`, `submit` cannot fail. A client that submits more breaks the
-//!   contract; the queue may panic in a debug build and completes the request as failed in a release build.
+//!   contract; the queue may panic.
 //! * **Memory.** While a request is in flight the queue owns its memory. A queue that is dropped with requests in
 //!   flight keeps their memory until the host is done with it.
 //! * **Order.** Completions come in any order, and so may effects: a client that needs one write before another waits

@@ -68,8 +68,11 @@ pub trait Frontend: Send + Sync + fmt::Debug {
 
     /// Saves registers, rings and the pipeline's state in one versioned envelope.
     ///
+    /// Also possible while a drain is under way, for a back-end that is stuck: requests that it has not returned are saved
+    /// as heads and served again after a restore. A device saved so must not be resumed, or they are served twice.
+    ///
     /// # Errors
-    /// Where the device is not at rest, or a stage cannot be saved.
+    /// Where the device is running, or a stage cannot be saved.
     fn save(&self) -> Result<Vec<u8>, StateError>;
 
     /// Takes back what [`Frontend::save`] gave, into a device made the same way. The device stays at rest until

@@ -313,6 +313,30 @@ fn emulated_fua_completes_after_its_flush_and_rests_only_then() {
 }
 
 #[test]
+fn a_lost_fua_write_leaves_nothing_to_the_next_request_of_its_tag() {
+    let caps = BlockCaps { durability: Durability::WriteBack, fua: false, ..BlockCaps::new(1 << 20) };
+    let (stack, manual) = stacked(EmulateFua, caps);
+    let mut driver = Driver::new(1).unwrap();
+    driver.open(&stack, 1).unwrap();
+    for steps in 0..2 {
+        driver.submit(BlockIo::write(0, vec![1; 512]).with_flags(BlockFlags::FUA));
+        driver.turn();
+        for _ in 0..steps {
+            manual.complete(Tag::new(0), BlockOutput::Done);
+            driver.turn();
+        }
+        assert!(manual.lose(Tag::new(0)));
+        assert!(driver.turn()[0].lost);
+        driver.submit(BlockIo::read(512, 512));
+        driver.turn();
+        manual.complete(Tag::new(0), BlockOutput::Done);
+        let done = driver.turn();
+        assert_eq!((outputs(&done), names(&manual).len()), (vec![BlockOutput::Done], 0));
+        assert_eq!(done[0].mangled, None, "the request comes home as it was submitted");
+    }
+}
+
+#[test]
 fn a_lost_request_is_aborted_and_its_tag_is_used_again() {
     let (backend, manual) = ManualBackend::<BlockRequest>::new(BlockCaps::new(1 << 20));
     let mut driver = Driver::new(1).unwrap();

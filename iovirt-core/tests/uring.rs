@@ -106,6 +106,29 @@ fn a_file_is_written_and_read() {
     }
 }
 
+/// A client that leaves in the very turn in which it wrote: its place among the registered files is not given to another
+/// before the kernel has seen the write.
+#[test]
+fn a_write_that_waits_in_the_queue_reaches_its_own_file() {
+    let Some(mut worker) = worker(8) else { return };
+    let (first, second) = (temporary("first"), temporary("second"));
+    let (leaving, other) = (client(&mut worker), client(&mut worker));
+    let Some(fixed) = leaving.register_file(&first) else { return };
+    let data = Box::new([7_u8; 16]);
+    let entry = opcode::Write::new(types::Fixed(fixed.0), data.as_ptr(), 16).build();
+    // SAFETY: the data is given to `close`.
+    unsafe { leaving.push(0, entry) };
+    leaving.unregister_file(fixed);
+    leaving.close(data);
+    let again = other.register_file(&second);
+    worker.with_context(|_| ());
+    run_until(&mut worker, || {
+        first.metadata().unwrap().len() == 16 || second.metadata().unwrap().len() == 16
+    });
+    assert_eq!((first.metadata().unwrap().len(), second.metadata().unwrap().len()), (16, 0));
+    assert!(again.is_some());
+}
+
 /// Memory that says when it goes.
 struct Buffer {
     data: [u8; 16],

@@ -356,6 +356,24 @@ impl Drop for Tell {
 }
 
 #[test]
+fn a_lane_for_a_worker_that_is_gone_is_given_up() {
+    let (sender, receiver) = mpsc::channel();
+    let worker = Worker::new(WorkerConfig::default()).unwrap();
+    let handle = worker.handle();
+    let add = || {
+        let tell = Tell(sender.clone());
+        handle.add_lane(move |_| {
+            drop(tell);
+            unreachable!("the worker never runs")
+        });
+    };
+    add();
+    drop(worker);
+    add();
+    assert_eq!(receiver.try_iter().count(), 2, "what it holds is not kept with it");
+}
+
+#[test]
 fn a_stopped_worker_drops_its_lanes_on_its_own_thread() {
     let worker = WorkerThread::spawn("test", WorkerConfig::default()).unwrap();
     let (sender, receiver) = mpsc::channel();

@@ -34,7 +34,7 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
             "vritio-blk -> null",
             "column 1: there is no stage `vritio-blk`; did you mean `virtio-blk`? (allowed: virtio-blk)",
         ),
-        ("virtio-blk -> zzz -> null", "column 15: there is no stage `zzz` (allowed: stats)"),
+        ("virtio-blk -> zzz -> null", "column 15: there is no stage `zzz` (allowed: stats, swappable)"),
         (
             "virtio-blk -> null,szie=1G",
             "column 20: `null` has no key `szie`; did you mean `size`? (allowed: size, fill)",

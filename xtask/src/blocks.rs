@@ -59,6 +59,7 @@ struct Block {
     proofs: [Proof; COLUMNS.len()],
 }
 
+const MATRIX: &str = "tests/conformance.rs";
 const IN_PROCESS: &str = "tests/in_process.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
@@ -66,7 +67,7 @@ const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
-const BLOCKS: [Block; 11] = [
+const BLOCKS: [Block; 12] = [
     Block {
         name: "virtio-blk",
         kind: "front-end",
@@ -74,8 +75,8 @@ const BLOCKS: [Block; 11] = [
         proofs: [
             Needless,
             Open,
-            Open,
-            Open,
+            In("tests/hostile.rs", "hostile::run"),
+            In("fuzz/src/blk_request.rs", "pub fn run"),
             In("docs/blocks/virtio-blk.md", "```pipeline"),
             In(ROOTFS, "virtio-blk ->"),
             In(PATH_BENCH, "VirtioBlk::new"),
@@ -91,8 +92,8 @@ const BLOCKS: [Block; 11] = [
         proofs: [
             Needless,
             Open,
-            Open,
-            Open,
+            In("tests/hostile.rs", "hostile::run"),
+            In("fuzz/src/mmio_registers.rs", "pub fn run"),
             In("docs/virtio-mmio.md", "```rust"),
             In(ROOTFS, "virtio-blk ->"),
             In(PATH_BENCH, "MmioDevice::new"),
@@ -109,7 +110,7 @@ const BLOCKS: [Block; 11] = [
             Needless,
             Needless,
             In("iovirt-frontends/src/virtio/queue/tests/hostile.rs", "fn configurations_are_checked"),
-            Open,
+            In("fuzz/src/ring_walker.rs", "pub fn run"),
             Open,
             In("xtask/src/lab/cases/smp.rs", "virtio-blk"),
             In("benches/ring.rs", "SplitQueue::new"),
@@ -123,7 +124,7 @@ const BLOCKS: [Block; 11] = [
         kind: "interposer",
         source: "iovirt-backends/src/interposers/stats/mod.rs",
         proofs: [
-            Open,
+            In(MATRIX, "\"stats\""),
             Open,
             Needless,
             Needless,
@@ -132,6 +133,23 @@ const BLOCKS: [Block; 11] = [
             In(PATH_BENCH, "Stats::new"),
             In("iovirt-backends/src/interposers/stats/control.rs", "pub struct StatsSnapshot"),
             In("iovirt-backends/src/interposers/stats/tests.rs", "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "swappable",
+        kind: "interposer",
+        source: "iovirt-core/src/pipeline/swap.rs",
+        proofs: [
+            In(MATRIX, "\"swappable\""),
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/swappable.md", "```pipeline"),
+            Open,
+            Open,
+            Needless,
+            In("tests/swap.rs", "fn exchanged_again_and_again_under_load"),
             Needless,
         ],
     },
@@ -194,7 +212,7 @@ const BLOCKS: [Block; 11] = [
         kind: "back-end",
         source: "iovirt-backends/src/block/null/mod.rs",
         proofs: [
-            Open,
+            In(MATRIX, "\"null,size=1M\""),
             Open,
             Needless,
             Needless,
@@ -211,7 +229,7 @@ const BLOCKS: [Block; 11] = [
         kind: "back-end",
         source: "iovirt-backends/src/block/memory/mod.rs",
         proofs: [
-            Open,
+            In(MATRIX, "\"memory,size=1M\""),
             Open,
             Needless,
             Needless,

@@ -5,6 +5,7 @@
 mod blocks;
 mod cmd;
 mod error;
+mod fuzz;
 mod lab;
 mod setup;
 mod test;

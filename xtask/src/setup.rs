@@ -21,6 +21,8 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 
 /// The compiler driver that links Rust programs and builds the lab's exit helper.
 pub(crate) const CC: Tool = tool("cc", "gcc");
+/// The compiler that builds libFuzzer.
+pub(crate) const CXX: Tool = tool("c++", "g++");
 /// The machine emulator that the lab runs in.
 pub(crate) const QEMU: Tool = tool("qemu-system-x86_64", "qemu-system-x86");
 /// Makes file systems from folders.

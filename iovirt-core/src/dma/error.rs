@@ -93,6 +93,12 @@ pub enum MapError {
         /// Its length in bytes.
         len: u64,
     },
+    /// A region of memory that the host process may not read.
+    #[error("the region at {base:#x} is mapped without the right to read it")]
+    NotReadable {
+        /// Its guest physical address.
+        base: u64,
+    },
     /// Two regions share guest physical addresses.
     #[error("the regions at {first:#x} and {second:#x} overlap")]
     Overlap {

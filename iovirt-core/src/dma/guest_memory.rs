@@ -18,7 +18,7 @@ impl DmaSpace {
     ///
     /// # Errors
     ///
-    /// [`MapError`] as in [`MemoryMap::new`].
+    /// [`MapError`] as in [`MemoryMap::new`], or if a region cannot be read.
     pub fn from_guest_memory<B>(memory: &GuestMemoryMmap<B>) -> Result<Self, MapError>
     where
         B: Bitmap + Send + Sync + 'static,
@@ -32,7 +32,7 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// [`MapError`] as in [`MemoryMap::new`].
+    /// [`MapError`] as in [`MemoryMap::new`], or if a region cannot be read.
     pub fn from_guest_memory<B>(memory: &GuestMemoryMmap<B>) -> Result<Self, MapError>
     where
         B: Bitmap + Send + Sync + 'static,
@@ -47,14 +47,17 @@ where
 {
     let (base, len) = (guest.start_addr().raw_value(), guest.len());
     let mapping = guest.get_mmap();
+    if mapping.prot() & libc::PROT_READ == 0 {
+        return Err(MapError::NotReadable { base });
+    }
     let host = NonNull::new(mapping.as_ptr()).ok_or(MapError::Overflow { base, len })?;
     let protection = match mapping.prot() & libc::PROT_WRITE {
         0 => Protection::ReadOnly,
         _ => Protection::ReadWrite,
     };
     let owner: Arc<dyn Any + Send + Sync> = Arc::clone(&mapping) as _;
-    // SAFETY: the mapping is readable, writable if its protection says so, unmapped only when the last `Arc` to
-    // it is dropped, and `vm-memory` hands out no references to it either.
+    // SAFETY: the mapping is readable (checked above), writable if its protection says so, unmapped only when the
+    // last `Arc` to it is dropped, and `vm-memory` hands out no references to it either.
     let region = unsafe { Region::from_raw(base, len, host, protection, owner)? };
     if TypeId::of::<B>() == TypeId::of::<()>() {
         return Ok(region);

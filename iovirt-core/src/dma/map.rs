@@ -53,17 +53,19 @@ impl MemoryMap {
 
     /// Marks `len` bytes at guest physical `addr` as written by a device. Parts that are not mapped or not
     /// logged are skipped.
-    pub fn mark_dirty(&self, mut addr: u64, mut len: u64) {
+    pub fn mark_dirty(&self, addr: u64, len: u64) {
         if !self.dirty_logging {
             return;
         }
-        while len > 0 {
-            let Some((region, offset)) = self.find(addr) else { return };
-            let piece = len.min(region.len() - offset);
-            region.mark_dirty(offset, piece);
+        let end = addr.saturating_add(len);
+        let first = self.regions.partition_point(|region| region.base() + region.len() <= addr);
+        for region in self.regions[first..].iter().take_while(|region| region.base() < end) {
+            let from = addr.max(region.base());
             // A region ends below 2^64, so this cannot overflow.
-            addr += piece;
-            len -= piece;
+            let to = end.min(region.base() + region.len());
+            if from < to {
+                region.mark_dirty(from - region.base(), to - from);
+            }
         }
     }
 }

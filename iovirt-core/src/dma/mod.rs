@@ -23,6 +23,11 @@
 //! into or out of private memory, and a compiler fence after each copy keeps the compiler from reading the
 //! source a second time. What was copied may be torn; it is never read twice.
 //!
+//! What Rust calls a data race is nevertheless possible here in safe code: two threads that copy through lists or views of the
+//! same memory at the same time, as two devices or two queues of one do when their driver tells them to. The bytes that result
+//! are unspecified, as on hardware; nothing but bytes is ever kept in such memory, so no invariant of a program hangs on
+//! them.
+//!
 //! # Addresses
 //!
 //! A device's address is guest physical, or an I/O virtual address where the space has a [`Translate`]. Lists

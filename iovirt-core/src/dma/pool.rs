@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DmaView, LostTags, LostWaker, SgLimits, SgList};
+use super::{DmaView, LostTags, LostWaker, MemoryMap, SgLimits, SgList};
 
 /// A pool of lists with one owner, usually a device queue. Lists travel with requests and come home with their
 /// completions; one that is dropped on the way while [armed](SgList::arm) is reported by
@@ -15,6 +15,8 @@ pub struct SgPool {
     depth: usize,
     limits: SgLimits,
     lost: Arc<LostTags>,
+    /// The map of the last [`refresh`](SgPool::refresh): what lists that come home hold from then on.
+    map: Option<Arc<MemoryMap>>,
 }
 
 impl SgPool {
@@ -22,7 +24,7 @@ impl SgPool {
     pub fn new(depth: usize, limits: SgLimits) -> Self {
         let lost = Arc::new(LostTags::new(depth));
         let idle = (0..depth).map(|_| Box::new(SgList::pooled(limits, &lost))).collect();
-        Self { idle, depth, limits, lost }
+        Self { idle, depth, limits, lost, map: None }
     }
 
     /// An empty list. Makes one where none is idle: beyond the depth, or in place of one that was lost.
@@ -37,6 +39,9 @@ impl SgPool {
         list.disarm();
         if self.idle.len() < self.depth && list.is_of(&self.lost) {
             list.clear();
+            if let Some(map) = &self.map {
+                list.rehome(map);
+            }
             self.idle.push(list);
         }
     }
@@ -53,10 +58,11 @@ impl SgPool {
         self.lost.set_waker(waker);
     }
 
-    /// Lets idle lists hold the view's map in place of an older one, which can then be unmapped. Call it when
-    /// [`DmaView::refresh`] returned true.
+    /// Lets idle lists, and those in flight once they come home, hold the view's map in place of an older one, which can
+    /// then be unmapped. Call it when [`DmaView::refresh`] returned true.
     pub fn refresh(&mut self, view: &DmaView) {
-        self.idle.iter_mut().for_each(|list| list.rehome(view));
+        self.idle.iter_mut().for_each(|list| list.rehome(view.map()));
+        self.map = Some(Arc::clone(view.map()));
     }
 
     /// How many lists it keeps at most.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::store::Store;
-use super::{Access, DmaError, DmaView, HostBuffer, IoVec, LostTags};
+use super::{Access, DmaError, DmaView, HostBuffer, IoVec, LostTags, MemoryMap};
 
 /// Stands for the address of a segment of host memory. No guest address: a region ends below it.
 pub(super) const HOST: u64 = u64::MAX;
@@ -187,6 +187,11 @@ impl SgList {
             .all(|iov| iov.as_ptr().addr().is_multiple_of(addr_align) && iov.len().is_multiple_of(len_align))
     }
 
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.store.room()
+    }
+
     // Filling it
 
     /// Empties it and keeps its capacity, its host buffer and its map.
@@ -214,7 +219,7 @@ impl SgList {
 
     #[inline(never)]
     fn push_pieces(&mut self, view: &DmaView, addr: u64, len: u64, access: Access) -> Result<(), DmaError> {
-        let (count, total) = (self.as_iovecs().len(), self.len());
+        let mark = self.store.mark();
         let (store, max) = (&mut self.store, self.limits.segments);
         let result = view.walk(addr, len, access, &mut |region, offset, len| {
             let host = region.host().slice(offset as usize, len as usize);
@@ -223,7 +228,7 @@ impl SgList {
             unsafe { store.push(segment, access == Access::Read, max) }
         });
         if result.is_err() {
-            self.store.rewind(count, total);
+            self.store.rewind(mark);
         }
         result
     }
@@ -311,10 +316,10 @@ impl SgList {
     #[inline]
     pub fn slice_into(&self, offset: u64, len: u64, to: &mut Self) -> Result<(), DmaError> {
         self.check(offset, len)?;
-        let (count, total) = (to.as_iovecs().len(), to.len());
+        let mark = to.store.mark();
         let result = self.store.slice_into(offset, len, &mut to.store, to.limits.segments);
         if result.is_err() {
-            to.store.rewind(count, total);
+            to.store.rewind(mark);
         }
         result
     }
@@ -413,7 +418,9 @@ impl SgList {
     // Moving on
 
     /// Exchanges what two lists hold; each keeps its limits, its pool and its tag. This is how the buffers of a popped
-    /// chain become those of a request without being copied.
+    /// chain become those of a request without being copied. Where `other` has grown beyond this list's limit its
+    /// segments are copied and it is emptied instead: room that one long chain took must not wander into every list of
+    /// a pool.
     ///
     /// # Errors
     ///
@@ -423,7 +430,18 @@ impl SgList {
         if other.segments().len() > self.limits.segments {
             return Err(DmaError::TooManySegments { max: self.limits.segments });
         }
+        if other.store.room() > self.limits.segments.max(Self::WARM) {
+            return self.take_segments(other);
+        }
         std::mem::swap(&mut self.store, &mut other.store);
+        Ok(())
+    }
+
+    #[cold]
+    fn take_segments(&mut self, other: &mut Self) -> Result<(), DmaError> {
+        self.clear();
+        other.slice_into(0, other.len(), self)?;
+        other.clear();
         Ok(())
     }
 
@@ -441,11 +459,12 @@ impl SgList {
         self.tag.take()
     }
 
-    /// Holds the view's map in place of an older one, if the list is empty.
-    pub(super) fn rehome(&mut self, view: &DmaView) {
+    /// Holds that map in place of an older one, which can then be unmapped, if the list is empty.
+    #[inline]
+    pub fn rehome(&mut self, map: &Arc<MemoryMap>) {
         if self.is_empty() {
             self.store.clear();
-            self.store.adopt(view.map());
+            self.store.adopt(map);
         }
     }
 }

@@ -31,6 +31,14 @@ pub(super) struct Store {
     borrowed: Vec<Arc<HostBuffer>>,
 }
 
+/// What a store held at some moment.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    segments: usize,
+    len: u64,
+    read_only: bool,
+}
+
 /// What a list holds before it has seen a map: one for all, so that comparing maps takes no case for none.
 static NOTHING: LazyLock<Arc<MemoryMap>> = LazyLock::new(|| Arc::new(MemoryMap::empty()));
 
@@ -55,6 +63,12 @@ impl Store {
     #[inline]
     pub(super) fn iovecs(&self) -> &[IoVec] {
         &self.iov[self.head..self.tail]
+    }
+
+    /// How many segments it has room for.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        self.iov.len()
     }
 
     #[inline]
@@ -129,8 +143,9 @@ impl Store {
         read_only: bool,
         max: usize,
     ) -> Result<(), DmaError> {
+        self.append(segment, max)?;
         self.read_only |= read_only;
-        self.append(segment, max)
+        Ok(())
     }
 
     #[inline]
@@ -177,10 +192,16 @@ impl Store {
         Ok(())
     }
 
-    /// Takes back segments until `segments` and `len` bytes are left, after a failure half way.
-    pub(super) fn rewind(&mut self, segments: usize, len: u64) {
-        self.tail = self.head + segments;
-        self.len = len;
+    /// How much there is now, for [`rewind`](Store::rewind).
+    pub(super) fn mark(&self) -> Mark {
+        Mark { segments: self.tail - self.head, len: self.len, read_only: self.read_only }
+    }
+
+    /// Takes back what was appended since, after a failure half way.
+    pub(super) fn rewind(&mut self, to: Mark) {
+        self.tail = self.head + to.segments;
+        self.len = to.len;
+        self.read_only = to.read_only;
     }
 
     /// Appends `len` bytes of this list's own host buffer.

@@ -11,8 +11,10 @@ mod builder;
 mod erase;
 mod event;
 mod stages;
+mod swap;
 
 pub use builder::{Identity, Pipeline, Stack};
 pub use erase::{BoxBackend, BoxInterposer, BoxQueue};
 pub use event::{Event, EventListener, Listeners};
 pub use stages::{StageInfo, Stages};
+pub use swap::{Compatible, SwapControl, SwapError, SwapLayer, Swappable, SwappableQueue};

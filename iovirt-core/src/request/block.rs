@@ -195,6 +195,9 @@ pub enum BlockError {
     /// The offset or the length is not a multiple of the logical block size.
     #[error("the range is not aligned to the logical block size")]
     Misaligned,
+    /// A discard or a write-zeroes that is longer than the stack said it takes.
+    #[error("the range is longer than one request may cover")]
+    TooLong,
     /// A write to a read-only disk.
     #[error("the disk is read-only")]
     ReadOnly,
@@ -303,26 +306,60 @@ impl BlockCaps {
     /// Checks a range against these capabilities, as a back-end does at the time of I/O.
     ///
     /// # Errors
-    /// [`BlockError::OutOfRange`], [`BlockError::Misaligned`], or [`BlockError::ReadOnly`] for an operation that
-    /// changes the disk.
+    /// [`BlockError::OutOfRange`], [`BlockError::Misaligned`], [`BlockError::TooLong`], [`BlockError::Unsupported`], or
+    /// [`BlockError::ReadOnly`] for an operation that changes the disk.
     #[inline]
     pub fn check(&self, request: &BlockRequest) -> Result<(), BlockError> {
-        match request.op() {
+        let longest = match request.op() {
             BlockOp::Flush => return Ok(()),
-            BlockOp::Read => {}
-            BlockOp::Write | BlockOp::Discard | BlockOp::WriteZeroes if self.read_only => {
-                return Err(BlockError::ReadOnly);
-            }
-            BlockOp::Discard if self.discard.is_none() => return Err(BlockError::Unsupported),
-            BlockOp::WriteZeroes if self.write_zeroes.is_none() => return Err(BlockError::Unsupported),
-            BlockOp::Write | BlockOp::Discard | BlockOp::WriteZeroes => {}
-        }
+            BlockOp::Read => u64::MAX,
+            _ if self.read_only => return Err(BlockError::ReadOnly),
+            BlockOp::Write => u64::MAX,
+            BlockOp::Discard => self.discard.ok_or(BlockError::Unsupported)?.max_bytes,
+            BlockOp::WriteZeroes => self.write_zeroes.ok_or(BlockError::Unsupported)?.max_bytes,
+        };
         let mask = u64::from(self.logical_block) - 1;
         if (request.offset() | request.len()) & mask != 0 {
             return Err(BlockError::Misaligned);
         }
         if request.end() > self.capacity {
             return Err(BlockError::OutOfRange);
+        }
+        if request.len() > longest {
+            return Err(BlockError::TooLong);
+        }
+        Ok(())
+    }
+}
+
+impl BlockCaps {
+    /// Whether a stack with these capabilities may take the place of one with those of `told`, which a guest has been told:
+    /// what [`Swappable`](crate::pipeline::Swappable) asks of block stacks.
+    ///
+    /// # Errors
+    /// One sentence that names the first thing that is missing.
+    pub fn may_replace(told: &Self, new: &Self) -> Result<(), String> {
+        let refuse = |what: String| Err(format!("the stack cannot take the place of the one in use: {what}"));
+        if new.logical_block != told.logical_block {
+            return refuse(format!(
+                "its blocks have {} bytes, not {}",
+                new.logical_block, told.logical_block
+            ));
+        }
+        if new.capacity < told.capacity {
+            return refuse(format!("it has {} bytes, fewer than {}", new.capacity, told.capacity));
+        }
+        if new.read_only && !told.read_only {
+            return refuse("it is read-only".into());
+        }
+        if new.durability.weaker_than(told.durability) {
+            return refuse(format!("it promises {:?}, less than {:?}", new.durability, told.durability));
+        }
+        if told.discard.is_some() && new.discard.is_none() {
+            return refuse("it cannot discard".into());
+        }
+        if told.write_zeroes.is_some() && new.write_zeroes.is_none() {
+            return refuse("it cannot write zeroes".into());
         }
         Ok(())
     }
@@ -335,15 +372,26 @@ pub enum Durability {
     WriteThrough,
     /// What was flushed, or written with [`BlockFlags::FUA`], does.
     WriteBack,
-    /// Nothing is promised: flushes and FUA are acknowledged and ignored. Only ever by an explicit option with an
-    /// alarming name.
+    /// Nothing is promised: flushes and FUA are acknowledged and ignored. Of a stack that could promise more only by an
+    /// explicit option with an alarming name; of one that lives in memory by its nature.
     Unsafe,
+}
+
+impl Durability {
+    fn weaker_than(self, other: Self) -> bool {
+        let rank = |durability| match durability {
+            Self::WriteThrough => 2,
+            Self::WriteBack => 1,
+            Self::Unsafe => 0,
+        };
+        rank(self) < rank(other)
+    }
 }
 
 /// Limits of [`BlockOp::Discard`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiscardLimits {
-    /// Longest range of one request in bytes.
+    /// Longest range of one request in bytes; a longer one fails with [`BlockError::TooLong`].
     pub max_bytes: u64,
     /// Ranges that are not aligned to this many bytes may be discarded in part only.
     pub alignment: u32,
@@ -354,7 +402,7 @@ pub struct DiscardLimits {
 /// Limits of [`BlockOp::WriteZeroes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteZeroesLimits {
-    /// Longest range of one request in bytes.
+    /// Longest range of one request in bytes; a longer one fails with [`BlockError::TooLong`].
     pub max_bytes: u64,
     /// [`BlockFlags::UNMAP`] may deallocate the range.
     pub may_unmap: bool,
@@ -399,6 +447,10 @@ mod tests {
         assert_eq!(check(&caps, BlockOp::Read, 100, 512), Err(BlockError::Misaligned));
         assert_eq!(check(&caps, BlockOp::Discard, 0, 512), Err(BlockError::Unsupported));
         assert_eq!(check(&caps, BlockOp::WriteZeroes, 0, 512), Err(BlockError::Unsupported));
+        let short = DiscardLimits { max_bytes: 1024, alignment: 512, reads_zero: true };
+        let discards = BlockCaps { discard: Some(short), ..caps.clone() };
+        assert_eq!(check(&discards, BlockOp::Discard, 0, 1024), Ok(()));
+        assert_eq!(check(&discards, BlockOp::Discard, 0, 1536), Err(BlockError::TooLong));
         let read_only = BlockCaps { read_only: true, ..caps };
         assert_eq!(check(&read_only, BlockOp::Write, 0, 512), Err(BlockError::ReadOnly));
         assert_eq!(check(&read_only, BlockOp::Read, 0, 512), Ok(()));

@@ -147,7 +147,8 @@ impl<R: Request> Completions<R> {
         &mut self.list[mark..]
     }
 
-    /// Takes out, in order, those since `mark` of which `keep` says no, and hands them to `taken`.
+    /// Takes out those since `mark` of which `keep` says no, and hands them to `taken` in any order. Those kept stay in
+    /// theirs.
     pub fn retain_since(
         &mut self,
         mark: usize,

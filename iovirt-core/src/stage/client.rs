@@ -4,11 +4,18 @@
 use super::slots::{SlotTable, TagPool};
 use crate::backend::{Mode, Queue};
 use crate::dma::{DmaView, SgLimits, SgList, SgPool};
+use crate::log::LogLimiter;
 use crate::pipeline::BoxQueue;
 use crate::request::{Completions, Depth, Request, Tag};
 use crate::worker::WorkerContext;
 use std::fmt;
 use std::sync::Arc;
+
+/// Bits of an armed list's number that hold the tag: enough for [`Depth::MAX`] tags. The others hold its generation.
+const TAG_BITS: u32 = 20;
+const GENERATIONS_AT: u32 = 1 << TAG_BITS;
+const GENERATIONS: u32 = 1 << (32 - TAG_BITS);
+const _: () = assert!(Depth::MAX <= GENERATIONS_AT);
 
 /// Submits requests to a queue, each with a context of type `T` that comes back with its completion.
 pub struct Client<R: Request, T> {
@@ -18,6 +25,9 @@ pub struct Client<R: Request, T> {
     done: Completions<R>,
     pool: SgPool,
     lost: Vec<u32>,
+    /// How often each tag was given out, in [`GENERATIONS`]: tells a list that was lost from the next one of its tag.
+    generations: Vec<u32>,
+    complaints: LogLimiter,
 }
 
 /// A request that came home.
@@ -44,6 +54,8 @@ impl<R: Request, T> Client<R, T> {
             done: Completions::with_depth(depth),
             pool,
             lost: Vec::new(),
+            generations: vec![0; depth.get()],
+            complaints: LogLimiter::default(),
         }
     }
 
@@ -52,7 +64,9 @@ impl<R: Request, T> Client<R, T> {
     pub fn begin(&mut self) -> Option<(Tag, Box<SgList>)> {
         let tag = self.tags.take()?;
         let mut sg = self.pool.take();
-        sg.arm(tag.get());
+        let generation = &mut self.generations[tag.index()];
+        *generation = (*generation + 1) % GENERATIONS;
+        sg.arm(*generation << TAG_BITS | tag.get());
         Some((tag, sg))
     }
 
@@ -107,10 +121,18 @@ impl<R: Request, T> Client<R, T> {
         mut finished: impl FnMut(&mut WorkerContext<'_>, Finished<'_, R, T>),
     ) -> usize {
         let mut count = 0;
-        for tag in self.lost.drain(..).map(Tag::new) {
+        for armed in self.lost.drain(..) {
+            let (tag, generation) = (Tag::new(armed & (GENERATIONS_AT - 1)), armed >> TAG_BITS);
+            // A stage may complete a request with another list than it came with, and drop that one later.
+            if self.generations[tag.index()] != generation {
+                continue;
+            }
             let Some(context) = self.contexts.take(tag) else { continue };
             count += 1;
-            tracing::warn!(?tag, family = R::FAMILY, "a stage dropped a request; it counts as aborted");
+            if let Some(suppressed) = self.complaints.admit() {
+                let family = R::FAMILY;
+                tracing::warn!(?tag, family, suppressed, "a stage dropped a request; it counts as aborted");
+            }
             finished(cx, Finished { context, request: None, output: R::aborted() });
             self.tags.put(tag);
         }

@@ -50,6 +50,9 @@ impl Hook<BlockRequest> for FuaHook {
             let step = Step { op: request.op(), flags: request.flags(), flushing: false };
             self.pending.insert(request.tag(), step);
             request.set_op(step.op, step.flags - BlockFlags::FUA);
+        } else if !self.pending.is_empty() {
+            // A stage below lost the former request of that name.
+            self.pending.take(request.tag());
         }
         Flow::Pass
     }

@@ -34,13 +34,14 @@ use super::slots::SlotTable;
 use crate::backend::{Backend, Mode, Queue};
 use crate::error::{AttachError, BackendError};
 use crate::interposer::Interposer;
+use crate::log::LogLimiter;
 use crate::pipeline::{EventListener, Stages};
 use crate::request::{Completion, Completions, Depth, Request, Tag};
 use crate::state::{StageStates, StateError};
 use crate::worker::WorkerContext;
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What happens to a request that came down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,35 +139,49 @@ impl<S> HookLayer<S> {
 }
 
 impl<R: Request, B: Backend<R>, S: HookStage<R>> Interposer<R, B> for HookLayer<S> {
-    type Stacked = Hooked<S, B>;
+    type Stacked = Hooked<R, S, B>;
 
-    fn attach(self, below: B) -> Result<Hooked<S, B>, AttachError> {
-        self.stage.caps(&below.caps())?;
-        Ok(Hooked { stage: self.stage, below })
+    fn attach(self, below: B) -> Result<Hooked<R, S, B>, AttachError> {
+        let accepted = Mutex::new(Arc::new(self.stage.caps(&below.caps())?));
+        Ok(Hooked { stage: self.stage, below, accepted, complaints: LogLimiter::default() })
     }
 }
 
 /// A hook stage above a back-end.
 #[derive(Debug)]
-pub struct Hooked<S, B> {
+pub struct Hooked<R: Request, S, B> {
     stage: S,
     below: B,
+    /// The capabilities that the stage made of those below when it last accepted them.
+    accepted: Mutex<Arc<R::Caps>>,
+    complaints: LogLimiter,
 }
 
-impl<R: Request, B: Backend<R>, S: HookStage<R>> Backend<R> for Hooked<S, B> {
+impl<R: Request, S, B> Hooked<R, S, B> {
+    fn accepted(&self) -> MutexGuard<'_, Arc<R::Caps>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: Request, B: Backend<R>, S: HookStage<R>> Backend<R> for Hooked<R, S, B> {
     type Queue = HookedQueue<R, S::Hook, B::Queue>;
 
     fn caps(&self) -> Arc<R::Caps> {
         let below = self.below.caps();
-        match self.stage.caps(&below) {
+        let caps = match self.stage.caps(&below) {
             Ok(caps) if caps == *below => below,
             Ok(caps) => Arc::new(caps),
             Err(error) => {
-                // The stack was acceptable when it was put together and has changed since.
-                tracing::warn!(%error, "a stage no longer accepts what is below it");
-                below
+                // The stack was acceptable when it was put together and has changed since. What the stage promised then
+                // stands: the capabilities below would be weaker than what this stage makes of them.
+                if let Some(suppressed) = self.complaints.admit() {
+                    tracing::warn!(%error, suppressed, "a stage no longer accepts what is below it");
+                }
+                return self.accepted().clone();
             }
-        }
+        };
+        *self.accepted() = caps.clone();
+        caps
     }
 
     fn open(&self, cx: &mut WorkerContext<'_>, depth: Depth) -> Result<Self::Queue, BackendError> {

@@ -10,6 +10,7 @@
 //! | [`workload`], [`oracle`], [`stamp`] | [`Workload`]: seeded load that knows what may be found, now and after a cut |
 //! | [`alloc`] | [`CountingAllocator`] |
 //! | [`conformance`] | the suite that every back-end and every stage runs |
+//! | [`hostile`] | the suite that every device runs: what a guest can do to it |
 //!
 //! Everything that is random comes from a seed. A failure prints it; `IOVIRT_SEED` runs it again, and
 //! `IOVIRT_ROUNDS` makes a test longer or shorter.
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod conformance;
 pub mod driver;
 pub mod guest;
+pub mod hostile;
 pub mod io;
 pub mod manual;
 pub mod oracle;

@@ -47,6 +47,11 @@ impl RingState {
             UringPolicy::Off => Self::Unavailable,
         }
     }
+
+    /// Whether the kernel has not taken all that was pushed.
+    pub(super) fn has_backlog(&self) -> bool {
+        matches!(self, Self::Open(ring) if ring.borrow().has_backlog())
+    }
 }
 
 impl WorkerContext<'_> {

@@ -14,6 +14,7 @@
 //!
 //! What it runs are [`Lane`]s; each is woken by what it asked its [`WorkerContext`] for.
 
+mod bridge;
 mod clock;
 mod context;
 mod fd;
@@ -23,6 +24,7 @@ mod run;
 mod thread;
 mod uring;
 
+pub use bridge::{Bridge, BridgeQueue};
 pub use clock::{Clock, MonotonicClock, Time};
 pub use context::{Watch, WorkerContext};
 pub use lane::{Lane, LaneWaker, Turn};

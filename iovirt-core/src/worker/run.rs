@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -41,7 +41,8 @@ pub(super) struct Inbox {
     wake: EventFd,
     notified: AtomicBool,
     stop: AtomicBool,
-    new_lanes: Mutex<Vec<LaneFactory>>,
+    /// `None` once the worker is gone.
+    new_lanes: Mutex<Option<Vec<LaneFactory>>>,
 }
 
 impl Inbox {
@@ -50,8 +51,12 @@ impl Inbox {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             notified: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            new_lanes: Mutex::default(),
+            new_lanes: Mutex::new(Some(Vec::new())),
         })
+    }
+
+    fn new_lanes(&self) -> MutexGuard<'_, Option<Vec<LaneFactory>>> {
+        self.new_lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn notify(&self) {
@@ -70,12 +75,20 @@ pub struct WorkerHandle {
 
 impl WorkerHandle {
     /// Makes a lane on the worker's thread: `make` runs there with the new lane's context, and reports for itself
-    /// where it gives `None`.
+    /// where it gives `None`. It is dropped where the worker is gone.
     pub fn add_lane(
         &self,
         make: impl FnOnce(&mut WorkerContext<'_>) -> Option<Box<dyn Lane>> + Send + 'static,
     ) {
-        self.inbox.new_lanes.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(make));
+        // Dropping it may run anything: not under the lock.
+        let refused: Option<LaneFactory> = match &mut *self.inbox.new_lanes() {
+            Some(new_lanes) => {
+                new_lanes.push(Box::new(make));
+                None
+            }
+            None => Some(Box::new(make)),
+        };
+        drop(refused);
         self.inbox.notify();
     }
 
@@ -186,9 +199,9 @@ impl Worker {
         result
     }
 
-    /// Makes the descriptor readable now where a lane is ready, and at the next deadline.
+    /// Makes the descriptor readable now where a lane is ready or the ring has a backlog, and at the next deadline.
     fn announce(&mut self) -> io::Result<()> {
-        if self.gather() {
+        if self.gather() || self.core.ring.has_backlog() {
             self.inbox.notify();
         }
         let deadline = if self.core.clock.runs() { self.next_deadline() } else { None };
@@ -273,9 +286,8 @@ impl Worker {
     }
 
     fn accept_new(&mut self) {
-        let new_lanes =
-            std::mem::take(&mut *self.inbox.new_lanes.lock().unwrap_or_else(PoisonError::into_inner));
-        for make in new_lanes {
+        let new_lanes = self.inbox.new_lanes().as_mut().map(std::mem::take);
+        for make in new_lanes.into_iter().flatten() {
             let index = self.reserve_lane();
             self.lanes[index] = make(&mut WorkerContext { core: &mut self.core, lane: index });
             self.core.lanes[index].ready = true;
@@ -304,6 +316,14 @@ impl Worker {
         if let RingState::Open(ring) = &self.core.ring {
             ring.borrow_mut().flush();
         }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // In two steps: dropping them may add more.
+        let never_made = self.inbox.new_lanes().take();
+        drop(never_made);
     }
 }
 

@@ -49,6 +49,8 @@ pub(super) struct Uring {
     event: EventFd,
     clients: Vec<ClientState>,
     free_files: Vec<u32>,
+    /// Files to be forgotten once the kernel has seen every entry that may name them.
+    retired_files: Vec<u32>,
     queued: usize,
     in_flight: usize,
 }
@@ -86,11 +88,32 @@ impl Uring {
             Ok(()) => (0..FIXED_FILES).rev().collect(),
             Err(_) => Vec::new(),
         };
-        Ok(Self { ring, event, clients: Vec::new(), free_files, queued: 0, in_flight: 0 })
+        Ok(Self {
+            ring,
+            event,
+            clients: Vec::new(),
+            free_files,
+            retired_files: Vec::new(),
+            queued: 0,
+            in_flight: 0,
+        })
     }
 
-    /// Submits what was pushed.
+    /// Submits what was pushed; see [`Uring::has_backlog`].
     pub(super) fn flush(&mut self) {
+        self.submit_queued();
+        if self.queued == 0 && !self.retired_files.is_empty() {
+            self.forget_files();
+        }
+    }
+
+    /// Whether the kernel did not take all of it. It did not for want of memory or of room for completions, and nothing
+    /// tells when it would: whoever flushed does so again.
+    pub(super) fn has_backlog(&self) -> bool {
+        self.queued > 0
+    }
+
+    fn submit_queued(&mut self) {
         while self.queued > 0 || self.ring.submission().cq_overflow() {
             match self.ring.submit() {
                 Ok(submitted) => {
@@ -100,11 +123,22 @@ impl Uring {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Busy: completions must be reaped first. They are, in the next turn, which the eventfd announces.
+                // Busy: completions must be reaped first. Or short of memory.
                 Err(_) => {
                     self.collect();
                     return;
                 }
+            }
+        }
+    }
+
+    /// Frees the places of retired files. Not before the queue is empty: an entry names a place, and the kernel looks up
+    /// which file is there only when it takes the entry.
+    #[cold]
+    fn forget_files(&mut self) {
+        for file in self.retired_files.drain(..) {
+            if self.ring.submitter().register_files_update(file, &[-1]).is_ok() {
+                self.free_files.push(file);
             }
         }
     }
@@ -225,7 +259,8 @@ impl UringClient {
     ///
     /// # Safety
     /// Everything that the entry points to (buffers, the arrays that name them, an unregistered file) must stay valid and in
-    /// place until the completion came out of [`UringClient::reap`], or be given to [`UringClient::close`].
+    /// place until the completion came out of [`UringClient::reap`], or be given to [`UringClient::close`]. The entry
+    /// completes exactly once: it is neither multi-shot nor zero-copy, nor skips its completion.
     pub unsafe fn push(&self, slot: u32, entry: squeue::Entry) {
         // SAFETY: as promised by the caller.
         unsafe { self.ring.borrow_mut().push(self.client, slot, entry) };
@@ -258,15 +293,15 @@ impl UringClient {
         None
     }
 
-    /// Forgets a registered file. Requests in flight on it finish.
+    /// Forgets a registered file. Entries on it that were pushed before finish.
     pub fn unregister_file(&self, file: FixedFile) {
         let mut ring = self.ring.borrow_mut();
-        if ring.ring.submitter().register_files_update(file.0, &[-1]).is_ok() {
-            ring.free_files.push(file.0);
-        }
+        ring.retired_files.push(file.0);
+        ring.flush();
     }
 
-    /// Leaves the ring with entries in flight: `keep` holds what they point to, until the last of them is done.
+    /// Leaves the ring with entries in flight: `keep` holds what they point to, until the last of them is done. It is then
+    /// dropped by whoever has the ring at that moment, so its drop must not use the ring.
     pub fn close(self, keep: Box<dyn Any>) {
         self.leave(keep);
     }

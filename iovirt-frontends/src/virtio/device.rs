@@ -2,6 +2,8 @@
 
 use super::queue::RingError;
 use super::ring::Ring;
+use iovirt_core::dma::DmaView;
+use iovirt_core::log::LogLimiter;
 use iovirt_core::pipeline::Stages;
 use iovirt_core::state::{StageStates, StateError};
 use iovirt_core::worker::{LaneWaker, Turn, WorkerContext};
@@ -72,6 +74,9 @@ pub trait QueueWork {
     /// The driver is ready; these features were negotiated.
     fn start(&mut self, features: u64);
 
+    /// Guest memory has a new map: lets go of the old one where it is only kept in store.
+    fn memory_changed(&mut self, view: &DmaView);
+
     /// Serves the ring: brings completions home, takes new chains, does a bounded amount of work.
     ///
     /// # Errors
@@ -129,6 +134,9 @@ pub trait VirtioNotify: Send + Sync + fmt::Debug {
 
     /// The configuration space changed, or the device needs a reset.
     fn config(&self);
+
+    /// The device was reset: nothing is pending any more.
+    fn reset(&self);
 }
 
 /// What all queues of a device share.
@@ -136,11 +144,18 @@ pub trait VirtioNotify: Send + Sync + fmt::Debug {
 pub(crate) struct DeviceShared {
     pub(crate) notify: Arc<dyn VirtioNotify>,
     needs_reset: std::sync::atomic::AtomicBool,
+    /// A driver breaks its rings as often as it likes.
+    log: LogLimiter,
 }
 
 impl DeviceShared {
     pub(crate) fn new(notify: Arc<dyn VirtioNotify>) -> Self {
-        Self { notify, needs_reset: false.into() }
+        Self { notify, needs_reset: false.into(), log: LogLimiter::default() }
+    }
+
+    /// Whether a line about the driver may be logged; if so, how many were not since the last one.
+    pub(crate) fn admit_line(&self) -> Option<u64> {
+        self.log.admit()
     }
 
     /// The device is broken until the driver resets it (section 2.1.2).

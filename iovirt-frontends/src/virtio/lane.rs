@@ -1,7 +1,7 @@
 //! The lane of one device queue: joins the ring, the device's side of the queue, and commands from the registers.
 
 use super::device::{DeviceShared, LateWaker, QueueError, QueueFactory, QueueWork};
-use super::queue::{QueueState, RingFeatures};
+use super::queue::{QueueConfig, QueueState, RingFeatures};
 use super::ring::Ring;
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::doorbell::Doorbell;
@@ -52,6 +52,19 @@ pub struct QueueSnapshot {
     pub heads: Vec<u16>,
 }
 
+impl QueueSnapshot {
+    /// Whether it can be of a queue with these registers.
+    pub(crate) fn fits(&self, config: &QueueConfig) -> bool {
+        let at = QueueConfig { max_size: config.max_size, ..self.state.config };
+        let mut heads = self.heads.clone();
+        heads.sort_unstable();
+        heads.dedup();
+        at == *config
+            && heads.len() == self.heads.len()
+            && heads.last().is_none_or(|last| *last < config.size)
+    }
+}
+
 /// Counters of one device queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounters {
@@ -66,8 +79,12 @@ pub struct QueueCounters {
 /// The registers' end of a lane.
 #[derive(Debug)]
 pub(crate) struct QueueLink {
-    commands: Mutex<VecDeque<Command>>,
+    commands: Mutex<Commands>,
     any: AtomicBool,
+    /// The device is gone: the lane ends once nothing is in flight.
+    abandoned: AtomicBool,
+    /// The ring is broken and nothing is in flight.
+    at_rest: AtomicBool,
     waker: LateWaker,
     snapshot: Mutex<Option<QueueSnapshot>>,
     pub(crate) doorbell: Doorbell,
@@ -76,11 +93,20 @@ pub(crate) struct QueueLink {
     pub(crate) interrupts: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct Commands {
+    waiting: VecDeque<Command>,
+    /// Nobody will obey any more.
+    closed: bool,
+}
+
 impl QueueLink {
     pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self {
             commands: Mutex::default(),
             any: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            at_rest: AtomicBool::new(false),
             waker: LateWaker::default(),
             snapshot: Mutex::default(),
             doorbell: Doorbell::new()?,
@@ -90,14 +116,40 @@ impl QueueLink {
         })
     }
 
-    /// Tells the lane something, from any thread.
+    /// Tells the lane something, from any thread. Where its worker is gone the command is dropped, which cancels its
+    /// ticket.
     pub(crate) fn tell(&self, command: Command) {
-        self.commands().push_back(command);
+        let mut commands = self.commands();
+        if commands.closed {
+            return;
+        }
+        commands.waiting.push_back(command);
+        drop(commands);
         self.any.store(true, Ordering::SeqCst);
         self.waker.wake();
     }
 
-    fn commands(&self) -> MutexGuard<'_, VecDeque<Command>> {
+    /// The device is gone.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Whether the ring is broken and nothing is in flight.
+    pub(crate) fn is_broken_at_rest(&self) -> bool {
+        self.at_rest.load(Ordering::SeqCst)
+    }
+
+    /// There is no ring, and there never was one.
+    pub(crate) fn set_broken_at_rest(&self) {
+        self.at_rest.store(true, Ordering::SeqCst);
+    }
+
+    fn commands(&self) -> MutexGuard<'_, Commands> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,9 +158,18 @@ impl QueueLink {
             return None;
         }
         let mut commands = self.commands();
-        let command = commands.pop_front();
-        self.any.store(!commands.is_empty(), Ordering::SeqCst);
+        let command = commands.waiting.pop_front();
+        self.any.store(!commands.waiting.is_empty(), Ordering::SeqCst);
         command
+    }
+
+    /// Nobody obeys any more: what waits is cancelled.
+    fn close(&self) {
+        let mut commands = self.commands();
+        commands.closed = true;
+        let waiting = std::mem::take(&mut commands.waiting);
+        drop(commands);
+        drop(waiting);
     }
 
     /// Where the queue came to rest last; `None` where it runs or is not active.
@@ -116,19 +177,40 @@ impl QueueLink {
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_snapshot(&self, snapshot: Option<QueueSnapshot>) {
+    pub(crate) fn set_snapshot(&self, snapshot: Option<QueueSnapshot>) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 
     pub(crate) fn counters(&self) -> QueueCounters {
         // The eventfd has counted the doorbells itself: the lane watches it by edges and never reads it.
         let fresh = self.doorbell.event().read().unwrap_or(0);
+        if fresh > 0 {
+            // What was read before the worker polled is an edge that it does not see any more.
+            self.waker.wake();
+        }
         let doorbells = self.rung.fetch_add(fresh, Ordering::Relaxed) + fresh;
         QueueCounters {
             chains: self.chains.load(Ordering::Relaxed),
             doorbells,
             interrupts: self.interrupts.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// The worker's end of a link: whoever holds it obeys. Dropped with the lane, or with a worker that never made it.
+struct LaneEnd(Arc<QueueLink>);
+
+impl std::ops::Deref for LaneEnd {
+    type Target = Arc<QueueLink>;
+
+    fn deref(&self) -> &Arc<QueueLink> {
+        &self.0
+    }
+}
+
+impl Drop for LaneEnd {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -141,15 +223,15 @@ enum Phase {
     Draining(Completer),
     /// At rest.
     Paused,
-    /// On the way to `Inactive`.
+    /// On the way to `Inactive`. Later commands wait: the next ring must not see completions of this one.
     Stopping(Completer),
-    /// The driver broke the ring; only a reset mends it.
-    Broken,
+    /// The driver broke the ring; only a reset mends it. What is in flight is waited for, also by a drain.
+    Broken(Option<Completer>),
 }
 
 pub(crate) struct QueueLane {
     index: u16,
-    link: Arc<QueueLink>,
+    link: LaneEnd,
     shared: Arc<DeviceShared>,
     space: DmaSpace,
     work: Box<dyn QueueWork>,
@@ -169,6 +251,7 @@ impl QueueLane {
         space: DmaSpace,
         factory: QueueFactory,
     ) {
+        let link = LaneEnd(link);
         worker.add_lane(move |cx| {
             link.waker.set(cx.waker());
             let made = factory(cx).map_err(|error| error.to_string()).and_then(|work| {
@@ -213,14 +296,25 @@ impl QueueLane {
                     self.work.drain(cx);
                     self.phase = Phase::Draining(completer);
                 }
-                // A device that is broken, stopped or at rest has nothing to finish.
-                _ => completer.done(),
+                Phase::Broken(_) => {
+                    self.work.drain(cx);
+                    self.phase = Phase::Broken(Some(completer));
+                }
+                // One that is stopped or at rest has nothing to finish.
+                Phase::Inactive | Phase::Paused | Phase::Stopping(_) => completer.done(),
             },
             Command::Resume(completer) => {
-                if matches!(self.phase, Phase::Draining(_) | Phase::Paused) {
-                    self.work.resume(cx);
-                    self.link.set_snapshot(None);
-                    self.phase = Phase::Running;
+                match self.phase {
+                    Phase::Draining(_) | Phase::Paused => {
+                        self.work.resume(cx);
+                        self.link.set_snapshot(None);
+                        self.phase = Phase::Running;
+                    }
+                    Phase::Broken(_) => {
+                        self.work.resume(cx);
+                        self.phase = Phase::Broken(None);
+                    }
+                    Phase::Inactive | Phase::Running | Phase::Stopping(_) => {}
                 }
                 completer.done();
             }
@@ -231,7 +325,8 @@ impl QueueLane {
         let Activation { snapshot, features, start } = activation;
         self.work.start(features);
         let ring_features = RingFeatures::from_negotiated(features);
-        let (shared, link) = (self.shared.clone(), self.link.clone());
+        let (shared, link) = (self.shared.clone(), Arc::clone(&self.link));
+        self.link.at_rest.store(false, Ordering::SeqCst);
         match Ring::open(self.index, (&snapshot.state, start), ring_features, &self.space, shared, link) {
             Ok(ring) => {
                 self.ring = Some(ring);
@@ -246,18 +341,43 @@ impl QueueLane {
                 };
             }
             Err(error) => {
-                tracing::warn!(queue = self.index, %error, "the driver set a queue up that cannot be used");
-                self.phase = Phase::Broken;
-                self.shared.break_down();
+                if let Some(more) = self.shared.admit_line() {
+                    tracing::warn!(queue = self.index, more, %error, "the driver set a queue up that cannot be used");
+                }
+                self.break_down();
             }
         }
+    }
+
+    /// The queue is of no use before the next reset.
+    fn break_down(&mut self) {
+        let waiting = match std::mem::replace(&mut self.phase, Phase::Inactive) {
+            Phase::Draining(completer) => Some(completer),
+            _ => None,
+        };
+        self.phase = Phase::Broken(waiting);
+        self.link.set_snapshot(None);
+        self.shared.break_down();
+    }
+
+    /// The device is gone: nobody sees what comes home, and the lane ends when all of it has.
+    fn wind_up(&mut self, cx: &mut WorkerContext<'_>) -> Turn {
+        if self.ring.take().is_some() {
+            self.phase = Phase::Inactive;
+            self.work.drain(cx);
+        }
+        // Without a ring this does not fail.
+        let _ = self.work.settle(cx, None);
+        if self.work.heads_in_flight().is_empty() { Turn::Finished } else { Turn::Idle }
     }
 
     fn work(&mut self, cx: &mut WorkerContext<'_>) -> Result<Turn, QueueError> {
         let Some(ring) = &mut self.ring else { return Ok(Turn::Idle) };
         match self.phase {
             Phase::Running => {
-                ring.refresh()?;
+                if ring.refresh()? {
+                    self.work.memory_changed(ring.view());
+                }
                 if !self.resubmit.is_empty() {
                     let heads = std::mem::take(&mut self.resubmit);
                     self.work.resubmit(cx, ring, &heads)?;
@@ -265,11 +385,13 @@ impl QueueLane {
                 self.work.serve(cx, ring)
             }
             Phase::Draining(_) | Phase::Paused => {
-                ring.refresh()?;
+                if ring.refresh()? {
+                    self.work.memory_changed(ring.view());
+                }
                 self.work.settle(cx, Some(ring))?;
                 Ok(Turn::Idle)
             }
-            Phase::Stopping(_) | Phase::Broken => {
+            Phase::Stopping(_) | Phase::Broken(_) => {
                 self.work.settle(cx, None)?;
                 Ok(Turn::Idle)
             }
@@ -282,8 +404,10 @@ impl QueueLane {
         let phase = std::mem::replace(&mut self.phase, Phase::Inactive);
         self.phase = match phase {
             Phase::Draining(completer) => {
-                let heads = self.work.heads_in_flight();
+                let mut heads = self.work.heads_in_flight();
                 let at_rest = self.work.mode() == Mode::Quiesced && heads.is_empty();
+                // Restored, and drained again before they could be submitted.
+                heads.extend(&self.resubmit);
                 let snapshot =
                     self.ring.as_mut().map(|ring| QueueSnapshot { state: ring.queue.state(), heads });
                 self.link.set_snapshot(snapshot);
@@ -301,6 +425,17 @@ impl QueueLane {
                 completer.done();
                 Phase::Inactive
             }
+            Phase::Broken(waiting) => {
+                let at_rest = self.work.heads_in_flight().is_empty();
+                self.link.at_rest.store(at_rest, Ordering::SeqCst);
+                match waiting {
+                    Some(completer) if at_rest && self.work.mode() == Mode::Quiesced => {
+                        completer.done();
+                        Phase::Broken(None)
+                    }
+                    waiting => Phase::Broken(waiting),
+                }
+            }
             phase => phase,
         };
     }
@@ -308,36 +443,89 @@ impl QueueLane {
 
 impl Lane for QueueLane {
     fn turn(&mut self, cx: &mut WorkerContext<'_>) -> Turn {
-        while let Some(command) = self.link.next() {
+        if self.link.is_abandoned() {
+            return self.wind_up(cx);
+        }
+        while !matches!(self.phase, Phase::Stopping(_))
+            && let Some(command) = self.link.next()
+        {
             self.obey(cx, command);
         }
+        let was_stopping = matches!(self.phase, Phase::Stopping(_));
         let turn = self.work(cx).unwrap_or_else(|error| {
-            tracing::warn!(queue = self.index, %error, "the driver broke a ring; the device needs a reset");
-            self.phase = Phase::Broken;
-            self.shared.break_down();
+            if let Some(more) = self.shared.admit_line() {
+                tracing::warn!(queue = self.index, more, %error, "the driver broke a ring; the device needs a reset");
+            }
+            self.break_down();
             Turn::Idle
         });
         self.advance(cx);
-        turn
+        let has_stopped = was_stopping && matches!(self.phase, Phase::Inactive);
+        // Commands may have waited for that.
+        if has_stopped { Turn::Again } else { turn }
     }
 }
 
 /// Stands for a queue that could not be opened: the device works up to the moment the driver is ready.
 struct DeadLane {
-    link: Arc<QueueLink>,
+    link: LaneEnd,
     shared: Arc<DeviceShared>,
 }
 
 impl Lane for DeadLane {
     fn turn(&mut self, _: &mut WorkerContext<'_>) -> Turn {
+        if self.link.is_abandoned() {
+            return Turn::Finished;
+        }
         while let Some(command) = self.link.next() {
             match command {
-                Command::Activate(_) => self.shared.break_down(),
+                Command::Activate(_) => {
+                    self.link.set_broken_at_rest();
+                    self.shared.break_down();
+                }
                 Command::Deactivate(completer) | Command::Drain(completer) | Command::Resume(completer) => {
                     completer.done();
                 }
             }
         }
         Turn::Idle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iovirt_core::{Worker, WorkerConfig};
+
+    /// Gives itself turns by a doorbell, and counts them.
+    struct Listener {
+        _doorbell: Watch,
+        turns: Arc<AtomicU64>,
+    }
+
+    impl Lane for Listener {
+        fn turn(&mut self, _: &mut WorkerContext<'_>) -> Turn {
+            self.turns.fetch_add(1, Ordering::Relaxed);
+            Turn::Idle
+        }
+    }
+
+    #[test]
+    fn counting_doorbells_silences_none() {
+        let mut worker = Worker::new(WorkerConfig::default()).unwrap();
+        let (link, turns) = (Arc::new(QueueLink::new().unwrap()), Arc::new(AtomicU64::new(0)));
+        let (rung, counted) = (link.clone(), turns.clone());
+        worker.handle().add_lane(move |cx| {
+            rung.waker.set(cx.waker());
+            let doorbell = cx.watch(&rung.doorbell, Trigger::Edge).unwrap();
+            Some(Box::new(Listener { _doorbell: doorbell, turns: counted }))
+        });
+        worker.run().unwrap();
+        for turn in 2..5 {
+            link.doorbell.ring();
+            assert_eq!(link.counters().doorbells, turn - 1);
+            worker.run().unwrap();
+            assert_eq!(turns.load(Ordering::Relaxed), turn);
+        }
     }
 }

@@ -34,12 +34,13 @@ impl Ring {
         Ok(Self { queue, view, shared, link, index })
     }
 
-    /// Follows a new map of guest memory.
-    pub(super) fn refresh(&mut self) -> Result<(), RingError> {
-        if self.view.refresh() {
+    /// Follows a new map of guest memory; whether there was one.
+    pub(super) fn refresh(&mut self) -> Result<bool, RingError> {
+        let changed = self.view.refresh();
+        if changed {
             self.queue.refresh(&self.view)?;
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Guest memory as this queue sees it.

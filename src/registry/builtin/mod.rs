@@ -7,6 +7,7 @@ mod null;
 mod overlay;
 mod stats;
 mod stripe;
+mod swappable;
 mod virtio_blk;
 
 use super::{Options, StageInfo, StageRow};
@@ -42,6 +43,7 @@ pub(super) fn rows() -> Vec<StageRow> {
     vec![
         virtio_blk::row(),
         stats::row(),
+        swappable::row(),
         mirror::row(),
         stripe::row(),
         overlay::row(),

@@ -3,6 +3,7 @@
 use crate::blocks;
 use crate::cmd::{self, Cmd};
 use crate::error::{Error, Result};
+use crate::fuzz;
 use crate::lab;
 use crate::setup::{self, Tool};
 
@@ -21,13 +22,14 @@ pub(crate) struct Step {
 
 /// All steps, in the order in which they run: what fails fast comes first.
 #[rustfmt::skip]
-pub(crate) const STEPS: [Step; 7] = [
+pub(crate) const STEPS: [Step; 8] = [
     Step { name: "format", about: "rustfmt changes nothing", tools: &[], run: format },
     Step { name: "blocks", about: "docs/blocks.md is what the table of proofs says", tools: &[], run: blocks::check },
     Step { name: "clippy", about: "no warning in any target", tools: &[setup::CC], run: clippy },
     Step { name: "alone", about: "each library alone, without default features", tools: &[setup::CC], run: alone },
     Step { name: "unit", about: "unit and integration tests", tools: &[setup::CC], run: unit },
     Step { name: "doc", about: "the examples in the documentation", tools: &[setup::CC], run: doc },
+    Step { name: "fuzz", about: "every fuzz target for a few seconds", tools: &[setup::CXX], run: fuzz::run },
     Step { name: "lab", about: "our devices under KVM with a stock Linux guest", tools: &lab::TOOLS, run: the_lab },
 ];
 

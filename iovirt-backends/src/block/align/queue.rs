@@ -474,6 +474,8 @@ impl Orphans {
             .pool
             // The pool then holds what holds it, until `let_go` ends that.
             .set_lost_waker(Some(Arc::new(waker)));
+        // One that was lost before is not reported again.
+        orphans.lock().unwrap_or_else(PoisonError::into_inner).let_go();
     }
 
     fn let_go(&mut self) {

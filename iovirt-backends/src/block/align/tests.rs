@@ -173,6 +173,20 @@ fn a_write_of_a_queue_that_is_gone_keeps_its_blocks_until_it_is_done() {
 }
 
 #[test]
+fn a_write_that_was_lost_before_its_queue_went_keeps_nothing() {
+    let (mut drivers, handle) = by_hand(2);
+    drivers[0].submit(BlockIo::write(512, vec![1; 512]));
+    drivers[0].turn();
+    handle.complete_all(BlockOutput::Done);
+    drivers[0].turn();
+    assert!(handle.lose(handle.in_flight()[0].id));
+    drivers[0].close();
+    drivers[1].submit(BlockIo::write(1024, vec![1; 512]));
+    drivers[1].turn();
+    assert_eq!(kinds(&handle), [(1, "read")]);
+}
+
+#[test]
 fn a_drain_waits_for_all_steps() {
     let (mut drivers, handle) = by_hand(1);
     drivers[0].submit(BlockIo::write(512, vec![1; 512]));

@@ -104,7 +104,8 @@ impl FileBackend {
 
     /// Takes a file that is open already, for an embedder that is handed descriptors; the configured path stands in
     /// messages only. The descriptor must have been opened as configured: for reading, and for writing unless read-only;
-    /// with `O_DIRECT` if and only if that is configured; without `O_APPEND`.
+    /// with `O_DIRECT` if and only if that is configured; without `O_APPEND`, and without `O_NONBLOCK`, with which io_uring
+    /// holds the worker on file systems that have no way not to wait.
     ///
     /// The lock belongs to the open file description, so that duplicates of the descriptor share it.
     ///

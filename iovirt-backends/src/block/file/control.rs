@@ -65,7 +65,10 @@ impl FileControl {
         let set_len = || {
             self.disk.file().set_len(bytes).map_err(|error| {
                 BackendError::host(format!("{path} cannot be made {bytes} bytes long"), error)
-            })
+            })?;
+            // The new size is durable after the next flush, and a drain ends with one.
+            self.disk.note_writes();
+            Ok(())
         };
         let before = self.capacity();
         if bytes < before {

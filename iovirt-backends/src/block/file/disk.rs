@@ -196,9 +196,17 @@ impl Disk {
         self.written.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A sync that began after `covers` batches has succeeded.
-    pub(super) fn synced(&self, covers: u64) {
+    /// A sync that began after `covers` batches has succeeded: what becomes of the flush that it was for. Beside one that
+    /// failed it means nothing, as the host reports a failure to one of them only.
+    pub(super) fn synced(&self, covers: u64) -> BlockOutput {
         self.synced.fetch_max(covers, Ordering::SeqCst);
+        self.written_durably()
+    }
+
+    /// What becomes of a write that the host said is durable. Beside one that failed that means nothing: see
+    /// [`Disk::synced`].
+    pub(super) fn written_durably(&self) -> BlockOutput {
+        if self.lost.load(Ordering::SeqCst) { BlockOutput::Failed(BlockError::Io) } else { BlockOutput::Done }
     }
 
     /// What becomes of a flush that needs no system call; `None` where it does.
@@ -221,7 +229,7 @@ impl Disk {
     /// for an earlier write that was acknowledged already.
     #[cold]
     pub(super) fn durable_write_failed(&self) {
-        if self.durability() == Durability::WriteBack {
+        if self.durability() != Durability::Unsafe {
             self.lose();
         }
     }
@@ -231,7 +239,7 @@ impl Disk {
         if !self.facts.is_direct() && !self.lost.swap(true, Ordering::SeqCst) {
             tracing::error!(
                 path = %self.config.path.display(),
-                "the host failed to make data durable and may have dropped it: every flush fails from now on"
+                "the host failed to make data durable and may have dropped it: flushes and durable writes fail from now on"
             );
         }
     }

@@ -54,19 +54,25 @@ pub(super) fn open(config: &FileConfig) -> Result<File, BackendError> {
         flags |= libc::O_DIRECT;
     }
     let writable = config.access == FileAccess::ReadWrite;
-    OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&config.path).map_err(|error| {
-        let path = config.path.display();
+    let path = config.path.display();
+    let options = OpenOptions::new().read(true).write(writable).custom_flags(flags).clone();
+    let file = options.open(&config.path).map_err(|error| {
         let errno = error.raw_os_error();
         match errno {
             Some(libc::EINVAL) if config.direct == Direct::On => refuses_direct(config),
             Some(libc::EISDIR) => not_a_disk(config),
             Some(libc::EACCES | libc::EROFS | libc::EPERM) if writable => BackendError::host(
-                format!("{path} cannot be opened for writing (read-only=on opens it for reading only)"),
+                format!("{path} cannot be opened for writing (readonly=on opens it for reading only)"),
                 error,
             ),
             _ => BackendError::host(format!("{path} cannot be opened"), error),
         }
-    })
+    })?;
+    // io_uring takes a non-blocking file for one that it can ask not to wait, and where the file system cannot do that it
+    // holds the worker instead of going to a thread.
+    sys::set_blocking(file.as_fd())
+        .map_err(|error| BackendError::host(format!("{path} cannot be used"), error))?;
+    Ok(file)
 }
 
 /// Checks that a descriptor fits the configuration.
@@ -79,7 +85,7 @@ pub(super) fn check_descriptor(file: &File, config: &FileConfig) -> Result<(), B
         return refuse("was not opened for reading");
     }
     if config.access == FileAccess::ReadWrite && !flags.writable() {
-        return refuse("was not opened for writing: open it for both, or use read-only=on");
+        return refuse("was not opened for writing: open it for both, or use readonly=on");
     }
     if flags.append() {
         return refuse("was opened with O_APPEND, which sends every write to the end of the file");
@@ -105,7 +111,7 @@ pub(super) fn examine(file: &File, config: &FileConfig) -> Result<Facts, Backend
     let medium = match sys::file_system_type(file.as_fd()).map_err(host)? {
         HUGETLBFS if config.access == FileAccess::ReadWrite => {
             return Err(BackendError::config(format!(
-                "{path} lies on hugetlbfs, where files cannot be written: read-only=on and other file systems are allowed"
+                "{path} lies on hugetlbfs, where files cannot be written: readonly=on and other file systems are allowed"
             )));
         }
         HUGETLBFS | TMPFS | RAMFS => Medium::Memory,
@@ -149,7 +155,7 @@ fn examine_device(file: &File, config: &FileConfig, rdev: u64) -> Result<Facts, 
         return Err(BackendError::config(format!("the block device {path} has blocks of {logical} bytes")));
     }
     if config.access == FileAccess::ReadWrite && sys::device_is_read_only(file.as_fd()).map_err(host)? {
-        return Err(BackendError::config(format!("the block device {path} is read-only: use read-only=on")));
+        return Err(BackendError::config(format!("the block device {path} is read-only: use readonly=on")));
     }
     let align = match (config.direct, sys::direct_io_support(file.as_fd())) {
         (Direct::Off, _) => DioAlign { memory: 1, offset: 1 },

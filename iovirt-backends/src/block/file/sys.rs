@@ -174,6 +174,13 @@ pub(super) fn open_flags(fd: BorrowedFd<'_>) -> io::Result<OpenFlags> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) }).map(OpenFlags)
 }
 
+/// Takes `O_NONBLOCK` away.
+pub(super) fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let OpenFlags(flags) = open_flags(fd)?;
+    // SAFETY: takes a descriptor that is open, and a number.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) }).map(drop)
+}
+
 /// The magic number of the file system that holds the file.
 pub(super) fn file_system_type(fd: BorrowedFd<'_>) -> io::Result<i64> {
     // SAFETY: all bytes zero is a value of this plain struct.

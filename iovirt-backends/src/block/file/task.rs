@@ -188,14 +188,10 @@ impl Task {
 
     fn succeeded(&mut self, disk: &Disk, count: usize) -> Option<BlockOutput> {
         let Some(request) = &self.request else {
-            disk.synced(self.covers);
-            return Some(BlockOutput::Done);
+            return Some(disk.synced(self.covers));
         };
         match self.step {
-            Step::Sync => {
-                disk.synced(self.covers);
-                return Some(BlockOutput::Done);
-            }
+            Step::Sync => return Some(disk.synced(self.covers)),
             Step::Read | Step::Write | Step::ZeroBytes if count == 0 => {
                 disk.complain_short(request.op(), request.offset() + self.done);
                 return Some(BlockOutput::Failed(BlockError::Io));
@@ -216,7 +212,7 @@ impl Task {
             self.step = Step::Sync;
             return None;
         }
-        Some(BlockOutput::Done)
+        Some(if self.durable == Durable::WithWrite { disk.written_durably() } else { BlockOutput::Done })
     }
 
     fn failed(&mut self, disk: &Disk, errno: i32) -> Option<BlockOutput> {

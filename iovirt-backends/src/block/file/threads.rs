@@ -29,6 +29,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Jobs {
     list: VecDeque<Job>,
+    /// The most that the clients can have here at once.
+    room: usize,
     threads: usize,
     idle: usize,
     stop: bool,
@@ -64,6 +66,7 @@ pub(super) struct PoolClient {
     pool: Arc<Pool>,
     disk: Arc<Disk>,
     home: Arc<Outbox>,
+    room: usize,
     batch: Vec<Job>,
 }
 
@@ -81,12 +84,13 @@ impl Pool {
     pub(super) fn client(self: &Arc<Self>, disk: &Arc<Disk>, waker: LaneWaker, depth: Depth) -> PoolClient {
         // One more: the sync at the end of a drain.
         let room = depth.get() + 1;
-        lock(&self.shared.jobs).list.reserve(room);
+        lock(&self.shared.jobs).make_room(room);
         let home = Outbox { done: Mutex::new(Vec::with_capacity(room)), any: AtomicBool::new(false), waker };
         PoolClient {
             pool: self.clone(),
             disk: disk.clone(),
             home: Arc::new(home),
+            room,
             batch: Vec::with_capacity(room),
         }
     }
@@ -107,7 +111,7 @@ impl Pool {
         }
         if jobs.threads == 0 {
             // Nobody is there to do it.
-            for job in std::mem::take(&mut jobs.list) {
+            for job in jobs.list.drain(..) {
                 job.finish(BlockOutput::Failed(BlockError::Io));
             }
             return;
@@ -117,6 +121,14 @@ impl Pool {
         for _ in 0..wake {
             self.shared.available.notify_one();
         }
+    }
+}
+
+impl Jobs {
+    /// Room for one more client.
+    fn make_room(&mut self, room: usize) {
+        self.room += room;
+        self.list.reserve(self.room.saturating_sub(self.list.len()));
     }
 }
 
@@ -195,6 +207,7 @@ impl Drop for PoolClient {
     fn drop(&mut self) {
         let mut cancelled = Vec::new();
         let mut jobs = lock(&self.pool.shared.jobs);
+        jobs.room -= self.room;
         for _ in 0..jobs.list.len() {
             match jobs.list.pop_front() {
                 Some(job) if self.is_ours(&job) => cancelled.push(job),

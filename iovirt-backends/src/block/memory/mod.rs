@@ -14,7 +14,7 @@
 //! The content goes with the process: it survives neither power loss nor save and restore, which leaves it where it is.
 //! Host memory is not reserved: it is taken page by page as the guest writes, up to the disk's size, and a host that has
 //! none left kills a process. Discard gives whole pages back. One discard or write-zeroes covers at most
-//! [`MAX_RANGE`] bytes; a longer one is answered as unsupported.
+//! [`MAX_RANGE`] bytes; a longer one fails.
 //!
 //! # Promises
 //! * Never-written, discarded and zeroed ranges read as zeroes.

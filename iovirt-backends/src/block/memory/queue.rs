@@ -1,6 +1,5 @@
 //! The data plane.
 
-use super::MAX_RANGE;
 use super::store::Window;
 use crate::block::finished::Finished;
 use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOp, BlockRequest};
@@ -28,9 +27,6 @@ impl MemoryQueue {
             BlockOp::Read => self.window.read(offset, len, request.sg_mut()),
             BlockOp::Write => self.window.write(offset, len, request.sg()),
             BlockOp::Flush => Ok(()),
-            BlockOp::Discard | BlockOp::WriteZeroes if len > MAX_RANGE => {
-                return Err(BlockError::Unsupported);
-            }
             BlockOp::WriteZeroes if !request.flags().contains(BlockFlags::UNMAP) => {
                 self.window.zero(offset, len)
             }

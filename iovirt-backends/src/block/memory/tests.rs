@@ -95,7 +95,7 @@ fn a_huge_disk_takes_no_memory_until_it_is_written() {
     assert_eq!(rig.read_into((1 << 40) - 512, &[0; 512]), Ok(vec![5; 512]));
     assert_eq!(rig.range(BlockOp::Discard, 0, MAX_RANGE), BlockOutput::Done);
     let longer = rig.range(BlockOp::Discard, 0, MAX_RANGE + 512);
-    assert_eq!(longer, BlockOutput::Failed(BlockError::Unsupported));
+    assert_eq!(longer, BlockOutput::Failed(BlockError::TooLong));
 }
 
 #[test]

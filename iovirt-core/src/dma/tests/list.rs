@@ -65,6 +65,20 @@ fn ranges_are_checked() {
 }
 
 #[test]
+fn a_push_that_fails_does_not_make_a_list_read_only() {
+    let view = view();
+    let mut list = SgList::with_limits(SgLimits { segments: 2, host_bytes: 0 });
+    list.push(&view, 0x10000, 8, Access::Write).unwrap();
+    // Half way: the first of two regions is there, the second is not.
+    list.push(&view, 0x3000 - 4, 8, Access::Read).unwrap_err();
+    assert!(!list.is_read_only());
+    list.push(&view, 0, 8, Access::Write).unwrap();
+    list.push(&view, 0, 8, Access::Read).unwrap_err();
+    assert!(!list.is_read_only());
+    assert_eq!(list.copy_from(0, &[1; 16]), Ok(()));
+}
+
+#[test]
 fn what_the_device_may_only_read_is_not_written() {
     let view = view();
     let mut list = guest(&view, &[(0x20, 16)], Access::Read);
@@ -334,4 +348,23 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_room_of_a_long_chain_does_not_wander() {
+    let view = view();
+    let mut chain = SgList::with_limits(SgLimits { segments: 1 << 16, host_bytes: 0 });
+    for index in 0..4000 {
+        chain.push(&view, 0x10000 + index % 4096, 1, Access::Write).unwrap();
+    }
+    let mut request = SgList::with_limits(SgLimits { segments: 20, host_bytes: 0 });
+    assert!(request.swap_segments(&mut chain).is_err());
+    chain.clear();
+    chain.push(&view, 0x10000, 16, Access::Read).unwrap();
+    chain.push(&view, 0x1ff0, 0x20, Access::Read).unwrap();
+    request.swap_segments(&mut chain).unwrap();
+    assert!(chain.is_empty() && request.is_read_only());
+    let segments: Vec<_> = request.segments().map(|s| (s.guest_addr().unwrap(), s.len())).collect();
+    assert_eq!(segments, [(0x10000, 16), (0x1ff0, 0x10), (0x2000, 0x10)]);
+    assert!(request.room() <= 20, "room for {} segments", request.room());
 }

@@ -78,6 +78,17 @@ fn writes_are_logged_by_page() {
     assert_eq!(dirty(&log), [0x3000]);
 }
 
+/// A request in flight may span what a new map has a hole in.
+#[test]
+fn marking_goes_on_behind_a_hole() {
+    let ((low, low_log), (high, high_log)) = (logged(0x1000, 0x1000), logged(0x4000, 0x1000));
+    let view = DmaSpace::from_regions(vec![low, high]).unwrap().view();
+    view.mark_dirty(0, 0x4001);
+    assert_eq!((dirty(&low_log), dirty(&high_log)), (vec![0], vec![0]));
+    view.mark_dirty(0x1fff, 0x2001);
+    assert_eq!((dirty(&low_log), dirty(&high_log)), (vec![0], vec![]));
+}
+
 #[test]
 fn a_log_ignores_what_is_beyond_it() {
     use crate::dma::DirtyLog;
@@ -132,4 +143,16 @@ proptest! {
             }
         }
     }
+}
+
+#[cfg(feature = "vm-memory")]
+#[test]
+fn guest_memory_that_cannot_be_read_is_refused() {
+    use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let mapping = MmapRegion::<()>::build(None, 0x1000, libc::PROT_NONE, flags).unwrap();
+    let region = GuestRegionMmap::new(mapping, GuestAddress(0x1000)).unwrap();
+    let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+    assert_eq!(DmaSpace::from_guest_memory(&memory).unwrap_err(), MapError::NotReadable { base: 0x1000 });
 }

@@ -72,3 +72,19 @@ fn idle_lists_let_go_of_an_old_map() {
     pool.refresh(&view);
     assert!(old.upgrade().is_none());
 }
+
+#[test]
+fn lists_that_come_home_late_let_go_of_an_old_map() {
+    let space = DmaSpace::anonymous(&[(0, 0x1000)]).unwrap();
+    let mut view = space.view();
+    let old = Arc::downgrade(view.map());
+    let mut pool = SgPool::new(2, SgLimits::default());
+    let mut list = pool.take();
+    list.push(&view, 0, 4, Access::Read).unwrap();
+    space.replace(MemoryMap::new(vec![Region::anonymous(0, 0x1000).unwrap()]).unwrap());
+    assert!(view.refresh());
+    pool.refresh(&view);
+    assert!(old.upgrade().is_some(), "the list in flight still points there");
+    pool.put(list);
+    assert!(old.upgrade().is_none());
+}

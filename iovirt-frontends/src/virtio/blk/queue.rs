@@ -5,7 +5,7 @@ use super::request::{self, Parsed};
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
-use iovirt_core::dma::{SgLimits, SgList};
+use iovirt_core::dma::{DmaView, SgLimits, SgList};
 use iovirt_core::pipeline::BoxBackend;
 use iovirt_core::request::block::{
     BlockCaps, BlockError, BlockFlags, BlockOp, BlockOutput, BlockRequest, Durability, Refused,
@@ -19,6 +19,10 @@ use virtio_bindings::virtio_blk as bindings;
 
 /// Chains taken in one turn before other lanes have theirs: the bound on one doorbell's work.
 const TURN_CHAINS: usize = 256;
+
+/// Bytes of requests taken in one turn before other lanes have theirs: a driver may let every request of a batch point to
+/// the same memory, gigabytes of it, and a back-end may copy all of that at once.
+const TURN_BYTES: u64 = 64 << 20;
 
 /// What all queues of one device share.
 #[derive(Debug)]
@@ -36,6 +40,30 @@ pub(super) struct BlkQueue {
     chain: Chain,
     /// The status byte of each request in flight, by tag.
     status: Vec<SgList>,
+    /// Lists that were in flight when the memory map changed still hold the old one.
+    holds_old_map: bool,
+}
+
+/// What is left of one turn's work.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    chains: usize,
+    bytes: u64,
+}
+
+impl Budget {
+    const TURN: Self = Self { chains: TURN_CHAINS, bytes: TURN_BYTES };
+
+    #[inline]
+    fn is_spent(self) -> bool {
+        self.chains == 0 || self.bytes == 0
+    }
+
+    #[inline]
+    fn spend(&mut self, chain: &Chain) {
+        self.chains = self.chains.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(chain.readable().len() + chain.writable().len());
+    }
 }
 
 /// What is known of a request in flight.
@@ -59,19 +87,20 @@ impl BlkQueue {
         let mut status = Vec::new();
         let one_byte = || SgList::with_limits(SgLimits { segments: 1, host_bytes: 0 });
         status.resize_with(depth.get(), one_byte);
-        Ok(Self { shared, client, chain: Chain::new(), status })
+        Ok(Self { shared, client, chain: Chain::new(), status, holds_old_map: false })
     }
 
-    /// Takes up to `budget` chains and says how many it took.
+    /// Takes chains as far as the budget goes and says how many it took.
     #[inline]
     fn take_chains(
         &mut self,
         cx: &mut WorkerContext<'_>,
         ring: &mut Ring,
-        budget: usize,
+        budget: &mut Budget,
     ) -> Result<usize, QueueError> {
         let fua = self.shared.force_fua.load(Ordering::Relaxed);
-        for taken in 0..budget {
+        let mut taken = 0;
+        while !budget.is_spent() {
             let Some((tag, sg)) = self.client.begin() else { return Ok(taken) };
             let head = match ring.pop(&mut self.chain) {
                 Ok(Some(head)) => head,
@@ -84,9 +113,11 @@ impl BlkQueue {
                     return Err(error.into());
                 }
             };
+            budget.spend(&self.chain);
+            taken += 1;
             self.start(cx, ring, (head, tag, sg), fua)?;
         }
-        Ok(budget)
+        Ok(taken)
     }
 
     /// Turns the chain at hand into a request, or answers it at once.
@@ -178,6 +209,15 @@ impl BlkQueue {
 
     #[inline]
     fn bring_home(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> usize {
+        let count = self.finish_all(cx, ring);
+        if self.holds_old_map && self.client.in_flight() == 0 {
+            self.memory_changed(ring.view());
+        }
+        count
+    }
+
+    #[inline]
+    fn finish_all(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> usize {
         let Self { client, status, .. } = self;
         client.poll(cx, |_, Finished { context, request, output }| {
             if context.reads != 0
@@ -223,12 +263,20 @@ impl QueueWork for BlkQueue {
         }
     }
 
+    fn memory_changed(&mut self, view: &DmaView) {
+        self.holds_old_map = self.client.in_flight() > 0;
+        self.client.refresh(view);
+        self.chain.rehome(view);
+        // Those in flight are not empty, and keep what they hold.
+        self.status.iter_mut().for_each(|list| list.rehome(view.map()));
+    }
+
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
         ring.disable_notifications();
-        let mut left = TURN_CHAINS;
+        let mut left = Budget::TURN;
         loop {
             self.bring_home(cx, ring);
-            let taken = match self.take_chains(cx, ring, left) {
+            let taken = match self.take_chains(cx, ring, &mut left) {
                 Ok(taken) => taken,
                 Err(error) => {
                     ring.publish();
@@ -236,22 +284,25 @@ impl QueueWork for BlkQueue {
                 }
             };
             if taken > 0 {
-                left -= taken;
                 ring.count_chains(taken as u64);
                 self.client.kick(cx);
                 cx.tick();
                 self.bring_home(cx, ring);
             }
             ring.publish();
-            if left == 0 {
+            if left.is_spent() {
                 return Ok(Turn::Again);
             }
             if taken == 0 && !ring.enable_notifications() {
                 return Ok(Turn::Idle);
             }
-            if taken == 0 && self.client.is_full() {
-                // The next completion makes room and brings the next turn.
-                return Ok(Turn::Idle);
+            if taken == 0 {
+                if self.client.is_full() {
+                    // The next completion makes room and brings the next turn.
+                    return Ok(Turn::Idle);
+                }
+                // An index that goes to and fro under our eyes must not hold us up for ever.
+                left.chains -= 1;
             }
         }
     }

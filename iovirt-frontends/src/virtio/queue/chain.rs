@@ -98,6 +98,14 @@ impl Chain {
         self.writable.clear();
     }
 
+    /// Lets go of a memory map that is not the view's any more, and empties the chain.
+    pub fn rehome(&mut self, view: &DmaView) {
+        for list in [&mut self.readable, &mut self.writable, &mut self.table] {
+            list.clear();
+            list.rehome(view.map());
+        }
+    }
+
     /// Resolves the chain that starts at `head`.
     #[inline]
     pub(super) fn fill(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {

@@ -39,8 +39,26 @@ struct CommonState {
     driver_features: u64,
     status: u8,
     queues: Vec<QueueRegisters>,
+    /// Queues that the driver took back, until their lanes have let go of them.
+    stopping: Vec<Option<Ticket>>,
     /// The status becomes zero when this is done.
     resetting: Option<Ticket>,
+}
+
+impl CommonState {
+    fn fresh(device: &dyn VirtioDevice) -> Self {
+        let queues = fresh_queues(device);
+        Self { driver_features: 0, status: 0, stopping: vec![None; queues.len()], queues, resetting: None }
+    }
+
+    /// What is waited for where that queue was taken back and is not let go of yet.
+    fn stopping(&self, index: usize) -> Option<&Ticket> {
+        self.stopping.get(index)?.as_ref().filter(|ticket| !ticket.is_done())
+    }
+
+    fn is_live(&self) -> bool {
+        self.status & (status::DRIVER_OK | status::FEATURES_OK) == status::DRIVER_OK | status::FEATURES_OK
+    }
 }
 
 /// The registers of one queue.
@@ -89,8 +107,7 @@ impl Common {
             let factory = device.queue_factory(index);
             QueueLane::start(worker, index, link.clone(), shared.clone(), space.clone(), factory);
         }
-        let queues = fresh_queues(&*device);
-        let state = CommonState { driver_features: 0, status: 0, queues, resetting: None };
+        let state = CommonState::fresh(&*device);
         Ok(Self { device, shared, links, state: Mutex::new(state) })
     }
 
@@ -105,12 +122,14 @@ impl Common {
     fn finish_reset(&self, state: &mut CommonState) {
         self.device.reset();
         self.shared.mend();
-        *state = CommonState {
-            driver_features: 0,
-            status: 0,
-            queues: fresh_queues(&*self.device),
-            resetting: None,
-        };
+        // Requests may have completed after the driver asked for the reset.
+        self.shared.notify.reset();
+        *state = CommonState::fresh(&*self.device);
+    }
+
+    /// Ends a reset that nothing holds up any more: it is over when somebody looks.
+    pub(super) fn catch_up(&self) {
+        drop(self.state());
     }
 
     /// The features on offer.
@@ -138,8 +157,10 @@ impl Common {
     }
 
     pub(super) fn status(&self) -> u8 {
+        // First the registers: a reset that is over mends the device.
+        let status = self.state().status;
         let broken = if self.shared.is_broken() { status::NEEDS_RESET } else { 0 };
-        self.state().status | broken
+        status | broken
     }
 
     pub(super) fn set_status(&self, value: u8) -> Access {
@@ -149,7 +170,8 @@ impl Common {
             return Access::Deferred(ticket.clone());
         }
         if value == 0 {
-            return self.begin_reset(&mut state);
+            let ticket = self.begin_reset(&mut state);
+            return if ticket.is_done() { Access::Done } else { Access::Deferred(ticket) };
         }
         // A driver must not clear bits (section 2.1.1), and one of them is not its own.
         let added = value & !state.status & !status::NEEDS_RESET;
@@ -159,10 +181,13 @@ impl Common {
         }
         if added & status::DRIVER_OK != 0 {
             if state.status & status::FEATURES_OK == 0 {
-                tracing::warn!(device = self.device.name(), "the driver went on without accepted features");
+                if let Some(more) = self.shared.admit_line() {
+                    let device = self.device.name();
+                    tracing::warn!(device, more, "the driver went on without accepted features");
+                }
                 self.shared.break_down();
-            } else {
-                self.activate(&mut state);
+            } else if !self.shared.is_broken() {
+                (0..self.links.len()).for_each(|index| self.activate(&mut state, index));
             }
         }
         Access::Done
@@ -173,33 +198,34 @@ impl Common {
         driver_features & !self.features() == 0 && driver_features & feature::VERSION_1 != 0
     }
 
-    fn activate(&self, state: &mut CommonState) {
+    /// Starts a queue, where the driver has set it up.
+    fn activate(&self, state: &mut CommonState, index: usize) {
         let features = state.driver_features;
-        for (queue, link) in state.queues.iter_mut().zip(&self.links) {
-            if queue.config.ready {
-                queue.active = true;
-                let at = QueueState { config: queue.config, next_avail: 0, next_used: 0 };
-                let snapshot = QueueSnapshot { state: at, heads: Vec::new() };
-                link.tell(Command::Activate(Activation { snapshot, features, start: Start::Running }));
-            }
+        if let Some((queue, link)) = state.queues.get_mut(index).zip(self.links.get(index))
+            && queue.config.ready
+            && !queue.active
+        {
+            queue.active = true;
+            let at = QueueState { config: queue.config, next_avail: 0, next_used: 0 };
+            let snapshot = QueueSnapshot { state: at, heads: Vec::new() };
+            link.tell(Command::Activate(Activation { snapshot, features, start: Start::Running }));
         }
     }
 
-    fn begin_reset(&self, state: &mut CommonState) -> Access {
+    fn begin_reset(&self, state: &mut CommonState) -> Ticket {
         let ticket = self.tell_active(state, Command::Deactivate);
         state.resetting = Some(ticket.clone());
         if ticket.is_done() {
             self.finish_reset(state);
-            return Access::Done;
         }
-        Access::Deferred(ticket)
+        ticket
     }
 
-    /// Tells all active queues; the ticket is done when the last of them is.
+    /// Tells all queues that are active or on the way out; the ticket is done when the last of them is.
     fn tell_active(&self, state: &CommonState, command: impl Fn(Completer) -> Command) -> Ticket {
         let (ticket, completer) = Ticket::new();
-        for (queue, link) in state.queues.iter().zip(&self.links) {
-            if queue.active {
+        for (index, (queue, link)) in state.queues.iter().zip(&self.links).enumerate() {
+            if queue.active || state.stopping(index).is_some() {
                 link.tell(command(completer.share()));
             }
         }
@@ -215,7 +241,7 @@ impl Common {
     /// Changes the registers of a queue that is not enabled (sections 4.1.4.3.2 and 4.2.2.2); nothing happens otherwise.
     pub(super) fn configure_queue(&self, index: u32, change: impl FnOnce(&mut QueueConfig)) {
         let mut state = self.state();
-        if state.resetting.is_some() {
+        if state.resetting.is_some() || state.stopping(index as usize).is_some() {
             return;
         }
         if let Some(queue) = state.queues.get_mut(index as usize)
@@ -225,11 +251,31 @@ impl Common {
         }
     }
 
+    /// The driver has set a queue up. It works from `DRIVER_OK` on, or from now on.
+    ///
+    /// Nothing happens while the queue's former life is not over: whoever does not wait for that is not listened to,
+    /// and cannot pile up work for the lane.
+    pub(super) fn enable_queue(&self, index: u32) -> Access {
+        let (mut state, index) = (self.state(), index as usize);
+        if let Some(ticket) = state.resetting.as_ref().or(state.stopping(index)) {
+            return Access::Deferred(ticket.clone());
+        }
+        if let Some(queue) = state.queues.get_mut(index) {
+            queue.config.ready = true;
+            if state.is_live() && !self.shared.is_broken() {
+                self.activate(&mut state, index);
+            }
+        }
+        Access::Done
+    }
+
     /// The driver takes a queue back without a reset of the device.
     pub(super) fn disable_queue(&self, index: u32) -> Access {
-        let mut state = self.state();
-        let Some((queue, link)) = state.queues.get_mut(index as usize).zip(self.links.get(index as usize))
-        else {
+        let (mut state, index) = (self.state(), index as usize);
+        if let Some(ticket) = state.resetting.as_ref().or(state.stopping(index)) {
+            return Access::Deferred(ticket.clone());
+        }
+        let Some((queue, link)) = state.queues.get_mut(index).zip(self.links.get(index)) else {
             return Access::Done;
         };
         queue.config.ready = false;
@@ -238,6 +284,7 @@ impl Common {
         }
         let (ticket, completer) = Ticket::new();
         link.tell(Command::Deactivate(completer));
+        state.stopping[index] = Some(ticket.clone());
         Access::Deferred(ticket)
     }
 
@@ -270,10 +317,7 @@ impl Common {
         if let Some(ticket) = &state.resetting {
             return ticket.clone();
         }
-        match self.begin_reset(&mut state) {
-            Access::Done => Ticket::done(),
-            Access::Deferred(ticket) => ticket,
-        }
+        self.begin_reset(&mut state)
     }
 
     pub(super) fn save(&self) -> Result<TransportState, StateError> {
@@ -284,9 +328,13 @@ impl Common {
             return Err(not_now("a reset is under way"));
         }
         let mut snapshots = Vec::new();
-        for (queue, link) in state.queues.iter().zip(&self.links) {
+        for (index, (queue, link)) in state.queues.iter().zip(&self.links).enumerate() {
+            if state.stopping(index).is_some() {
+                return Err(not_now("a queue is being taken back"));
+            }
             let snapshot = link.snapshot();
-            if queue.active && snapshot.is_none() && !self.shared.is_broken() {
+            let broken_at_rest = self.shared.is_broken() && link.is_broken_at_rest();
+            if queue.active && snapshot.is_none() && !broken_at_rest {
                 return Err(not_now("a queue is running: drain the device first"));
             }
             snapshots.push(snapshot);
@@ -309,22 +357,33 @@ impl Common {
 
     pub(super) fn restore(&self, saved: &TransportState) -> Result<(), StateError> {
         self.check_restore(saved)?;
-        self.device.restore(&saved.device, &mut saved.stages.clone())?;
+        let mut stages = saved.stages.clone();
+        self.device.restore(&saved.device, &mut stages)?;
+        if !stages.is_empty() {
+            return self.mismatch("it has the state of stages that this stack does not have".into());
+        }
         let mut state = self.state();
         state.driver_features = saved.driver_features;
-        state.status = saved.status;
-        state.queues.clone_from(&saved.queues);
-        for ((queue, link), snapshot) in saved.queues.iter().zip(&self.links).zip(&saved.snapshots) {
-            if queue.active
-                && let Some(snapshot) = snapshot
-            {
-                let activation = Activation {
-                    snapshot: snapshot.clone(),
-                    features: saved.driver_features,
-                    start: Start::Paused,
-                };
-                link.tell(Command::Activate(activation));
+        state.status = saved.status & !status::NEEDS_RESET;
+        for (queue, saved) in state.queues.iter_mut().zip(&saved.queues) {
+            let config = QueueConfig { max_size: queue.config.max_size, ..saved.config };
+            *queue = QueueRegisters { config, active: saved.active };
+        }
+        for ((queue, link), snapshot) in state.queues.iter().zip(&self.links).zip(&saved.snapshots) {
+            if !queue.active {
+                continue;
             }
+            let Some(snapshot) = snapshot else {
+                // Of a device that needs a reset: the queue was broken already.
+                link.set_broken_at_rest();
+                continue;
+            };
+            let at = QueueState { config: queue.config, ..snapshot.state };
+            let snapshot = QueueSnapshot { state: at, heads: snapshot.heads.clone() };
+            // At rest from now on, also before the lane has heard of it.
+            link.set_snapshot(Some(snapshot.clone()));
+            let (features, start) = (saved.driver_features, Start::Paused);
+            link.tell(Command::Activate(Activation { snapshot, features, start }));
         }
         if saved.needs_reset {
             self.shared.break_down();
@@ -332,8 +391,12 @@ impl Common {
         Ok(())
     }
 
+    fn mismatch<T>(&self, reason: String) -> Result<T, StateError> {
+        Err(StateError::Mismatch { kind: self.device.name().into(), reason })
+    }
+
     fn check_restore(&self, saved: &TransportState) -> Result<(), StateError> {
-        let mismatch = |reason: String| Err(StateError::Mismatch { kind: self.device.name().into(), reason });
+        let mismatch = |reason: String| self.mismatch(reason);
         if saved.device_name != self.device.name() {
             return mismatch(format!("it is the state of a {}", saved.device_name));
         }
@@ -347,16 +410,33 @@ impl Common {
         if saved.queues.len() != sizes.len() || saved.snapshots.len() != sizes.len() {
             return mismatch(format!("it has {} queues, this device {}", saved.queues.len(), sizes.len()));
         }
-        let too_large = saved.queues.iter().zip(sizes).any(|(queue, max)| queue.config.size > *max);
-        let foreign =
-            |snapshot: &QueueSnapshot| snapshot.heads.len() > usize::from(snapshot.state.config.size);
-        if too_large || saved.snapshots.iter().flatten().any(foreign) {
+        if saved.queues.iter().zip(sizes).any(|(queue, max)| queue.config.size > *max) {
             return mismatch("a queue is larger than this device allows".into());
+        }
+        let accepted = saved.status & status::FEATURES_OK != 0;
+        if accepted && !self.accepts(saved.driver_features) {
+            return mismatch("the features that the driver uses cannot have been accepted".into());
+        }
+        for (queue, snapshot) in saved.queues.iter().zip(&saved.snapshots).filter(|(queue, _)| queue.active) {
+            let live = accepted && saved.status & status::DRIVER_OK != 0 && queue.config.ready;
+            let fits = match snapshot {
+                Some(snapshot) => snapshot.fits(&queue.config),
+                None => saved.needs_reset,
+            };
+            if !live || !fits {
+                return mismatch("a queue contradicts its registers".into());
+            }
         }
         if self.state().status != 0 {
             return mismatch("the device is in use already".into());
         }
         Ok(())
+    }
+}
+
+impl Drop for Common {
+    fn drop(&mut self) {
+        self.links.iter().for_each(|link| link.abandon());
     }
 }
 

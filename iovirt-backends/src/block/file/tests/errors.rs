@@ -1,6 +1,8 @@
 //! Wrong configurations, and a host that fails.
 
 use super::*;
+use crate::block::file::disk::Disk;
+use crate::block::file::task::Task;
 use iovirt_core::BackendErrorKind;
 use iovirt_core::request::block::BlockError;
 use std::fs::OpenOptions;
@@ -56,7 +58,7 @@ fn a_descriptor_must_fit_the_configuration() {
     assert_eq!(refusal(&both(), plain.clone()), None);
     assert_eq!(refusal(OpenOptions::new().read(true), reading.clone()), None);
     for (options, config, words) in [
-        (OpenOptions::new().read(true), plain.clone(), "read-only=on"),
+        (OpenOptions::new().read(true), plain.clone(), "readonly=on"),
         (OpenOptions::new().write(true), reading, "not opened for reading"),
         (OpenOptions::new().read(true).append(true), plain.clone(), "O_APPEND"),
         (&mut both(), on.clone(), "direct=off"),
@@ -200,4 +202,22 @@ fn a_busy_file_has_its_own_kind_of_error() {
         error.to_string().ends_with("is in use by this process; lock=off opens it all the same"),
         "{error}"
     );
+}
+
+#[test]
+fn a_sync_beside_one_that_failed_does_not_count() {
+    let folder = folder();
+    let path = image(&folder, SIZE);
+    let config = FileConfig { cache: Cache::WriteBack, ..FileConfig::new(&path) };
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("the image");
+    let disk = Disk::open(file, config).expect("a disk");
+    let mut syncs = [Task::settle(), Task::settle()];
+    for sync in &mut syncs {
+        sync.call(&disk, usize::MAX);
+    }
+    // The host reports a failure once, to whichever comes first.
+    let failed = Some(BlockOutput::Failed(BlockError::Io));
+    let [first, second] = &mut syncs;
+    assert_eq!(first.advance(&disk, Err(libc::EIO)), failed);
+    assert_eq!(second.advance(&disk, Ok(0)), failed);
 }

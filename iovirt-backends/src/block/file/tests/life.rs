@@ -1,6 +1,7 @@
 //! Drain, resize, being dropped, and being run by a worker's thread.
 
 use super::*;
+use crate::block::file::disk::Disk;
 use iovirt_core::WorkerThread;
 use iovirt_core::pipeline::{BoxBackend, Event, EventListener};
 use iovirt_core::request::block::BlockError;
@@ -243,4 +244,36 @@ fn the_worker_is_held_for_a_bounded_time() {
     rig.finish();
     assert_eq!(rig.done.len(), 8);
     assert!(clock.now().since(start) < LIMIT);
+}
+
+#[test]
+fn a_new_size_waits_for_a_flush() {
+    let folder = folder();
+    let path = image(&folder, SIZE);
+    let file = std::fs::File::options().read(true).write(true).open(&path).expect("the image");
+    let disk = Arc::new(Disk::open(file, FileConfig::new(&path)).expect("a disk"));
+    if disk.is_memory() {
+        eprintln!("SKIPPED: what lies in memory needs no flush");
+        return;
+    }
+    disk.synced(disk.writes());
+    assert_eq!(disk.flush_now(), Some(BlockOutput::Done));
+    FileControl::new(disk.clone()).resize(2 * SIZE).expect("grows");
+    assert_eq!(disk.flush_now(), None);
+}
+
+/// With `O_NONBLOCK`, io_uring takes every file for one that can be asked not to wait, and waits for those that cannot.
+#[test]
+fn the_file_is_not_left_non_blocking() {
+    let folder = folder();
+    let path = image(&folder, SIZE);
+    let _backend = open(&path);
+    let flags = std::fs::read_dir("/proc/self/fd").expect("descriptors").flatten().find_map(|fd| {
+        let is_it = std::fs::read_link(fd.path()).is_ok_and(|target| target == path);
+        let info = std::fs::read_to_string(Path::new("/proc/self/fdinfo").join(fd.file_name())).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim().to_owned();
+        is_it.then_some(flags)
+    });
+    let flags = i32::from_str_radix(&flags.expect("the file is open"), 8).expect("octal");
+    assert_eq!(flags & libc::O_NONBLOCK, 0);
 }

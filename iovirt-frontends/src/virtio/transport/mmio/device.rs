@@ -77,13 +77,24 @@ impl MmioDevice {
             },
             QUEUE_NUM_MAX => queue(|config| config.max_size.into()),
             QUEUE_READY => queue(|config| config.ready.into()),
-            INTERRUPT_STATUS => self.notify.status(),
+            INTERRUPT_STATUS => {
+                self.common.catch_up();
+                self.notify.status()
+            }
             STATUS => self.common.status().into(),
             SHM_LEN_LOW | SHM_LEN_HIGH | SHM_BASE_LOW | SHM_BASE_HIGH => u32::MAX,
-            CONFIG_GENERATION => self.notify.generation(),
+            CONFIG_GENERATION => self.config_generation(),
             // The rest is write-only or not there.
             _ => 0,
         }
+    }
+
+    /// The generation, one more than before where the space is not what it was: a change is in the registers before it is
+    /// announced, and a driver that reads in between must not take two halves for one (section 2.5.1).
+    fn config_generation(&self) -> u32 {
+        let mut space = [0; CONFIG_LEN];
+        self.common.device.read_config(self.common.driver_features(), 0, &mut space);
+        self.notify.generation_of(&space)
     }
 
     fn write_register(&self, offset: u64, value: u32) -> Access {
@@ -101,10 +112,10 @@ impl MmioDevice {
             // What does not fit is no valid size either, and refused as such when the queue is set up.
             QUEUE_NUM => configure(|config, value| config.size = u16::try_from(value).unwrap_or(0)),
             QUEUE_READY if value & 1 == 0 => return self.common.disable_queue(self.selected()),
-            QUEUE_READY => configure(|config, _| config.ready = true),
+            QUEUE_READY => return self.common.enable_queue(self.selected()),
             QUEUE_NOTIFY => self.common.ring(value),
             INTERRUPT_ACK => self.notify.acknowledge(value),
-            STATUS => return self.write_status(value),
+            STATUS => return self.common.set_status(value as u8),
             QUEUE_DESC_LOW => configure(|config, value| set_low(&mut config.desc, value)),
             QUEUE_DESC_HIGH => configure(|config, value| set_high(&mut config.desc, value)),
             QUEUE_DRIVER_LOW => configure(|config, value| set_low(&mut config.avail, value)),
@@ -115,13 +126,6 @@ impl MmioDevice {
             _ => {}
         }
         Access::Done
-    }
-
-    fn write_status(&self, value: u32) -> Access {
-        if value as u8 == 0 {
-            self.notify.clear();
-        }
-        self.common.set_status(value as u8)
     }
 }
 
@@ -142,8 +146,11 @@ impl Frontend for MmioDevice {
         vec![RegionSpec { kind: RegionKind::Mmio, size: REGION_SIZE }]
     }
 
-    fn read(&self, _region: usize, offset: u64, data: &mut [u8]) {
+    fn read(&self, region: usize, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        if region != 0 {
+            return;
+        }
         if let Some(offset) = offset.checked_sub(CONFIG) {
             self.common.device.read_config(self.common.driver_features(), offset, data);
         } else if let Ok(word) = <&mut [u8; 4]>::try_from(data)
@@ -154,7 +161,10 @@ impl Frontend for MmioDevice {
         }
     }
 
-    fn write(&self, _region: usize, offset: u64, data: &[u8]) -> Access {
+    fn write(&self, region: usize, offset: u64, data: &[u8]) -> Access {
+        if region != 0 {
+            return Access::Done;
+        }
         if let Some(offset) = offset.checked_sub(CONFIG) {
             self.common.device.write_config(self.common.driver_features(), offset, data);
             return Access::Done;
@@ -185,7 +195,6 @@ impl Frontend for MmioDevice {
     }
 
     fn reset(&self) -> Ticket {
-        self.notify.clear();
         self.common.reset()
     }
 

@@ -1,21 +1,23 @@
 //! Interrupt status and configuration generation: what workers and vCPUs share without a lock.
 
-use super::registers::{INT_CONFIG, INT_USED};
+use super::registers::{CONFIG_LEN, INT_CONFIG, INT_USED};
 use crate::virtio::{ConfigListener, VirtioNotify};
 use iovirt_core::irq::Interrupt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 #[derive(Debug)]
 pub(super) struct MmioNotify {
     status: AtomicU32,
     generation: AtomicU32,
+    /// The configuration space when the generation was last read.
+    seen: Mutex<Option<[u8; CONFIG_LEN]>>,
     interrupt: Arc<dyn Interrupt>,
 }
 
 impl MmioNotify {
     pub(super) fn new(interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { status: AtomicU32::new(0), generation: AtomicU32::new(0), interrupt }
+        Self { status: AtomicU32::new(0), generation: AtomicU32::new(0), seen: Mutex::default(), interrupt }
     }
 
     pub(super) fn status(&self) -> u32 {
@@ -30,6 +32,15 @@ impl MmioNotify {
         self.generation.load(Ordering::SeqCst)
     }
 
+    /// The generation of a configuration space that looks like this now.
+    pub(super) fn generation_of(&self, space: &[u8; CONFIG_LEN]) -> u32 {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.replace(*space).is_some_and(|before| before != *space) {
+            self.generation.fetch_add(1, Ordering::SeqCst);
+        }
+        self.generation()
+    }
+
     pub(super) fn restore(&self, status: u32, generation: u32) {
         self.status.store(status, Ordering::SeqCst);
         self.generation.store(generation, Ordering::SeqCst);
@@ -37,10 +48,6 @@ impl MmioNotify {
         if status != 0 {
             self.interrupt.trigger();
         }
-    }
-
-    pub(super) fn clear(&self) {
-        self.status.store(0, Ordering::SeqCst);
     }
 
     fn raise(&self, bit: u32) {
@@ -56,6 +63,10 @@ impl VirtioNotify for MmioNotify {
 
     fn config(&self) {
         self.raise(INT_CONFIG);
+    }
+
+    fn reset(&self) {
+        self.status.store(0, Ordering::SeqCst);
     }
 }
 

@@ -1,0 +1,81 @@
+//! The conformance suite over the matrix: every interposer over every back-end, built from descriptions, as users build them.
+
+use iovirt::describe::Chain;
+use iovirt::registry::Registry;
+use iovirt_core::pipeline::BoxBackend;
+use iovirt_core::request::block::BlockRequest;
+use iovirt_core::test_utils::conformance::{self, Profile, transparency};
+
+/// Size of every disk of the matrix.
+const SIZE: u64 = 1 << 20;
+
+/// The back-ends, `IMAGE` standing for a fresh file of [`SIZE`] bytes in the folder that follows.
+const BACKENDS: &[(&str, &str)] = &[
+    ("memory,size=1M", ""),
+    ("null,size=1M", ""),
+    ("file,path=IMAGE,cache=write-back", "/tmp"),
+    ("file,path=IMAGE,inline=off", "/dev/shm"),
+    ("file,path=IMAGE", "/dev/shm"),
+    ("file,path=IMAGE,engine=threads,cache=write-back,inline=off", "/tmp"),
+    ("file,path=IMAGE,direct=on,cache=write-back", "/tmp"),
+];
+
+/// Stages that say they change nothing.
+const TRANSPARENT: &[&str] = &["stats", "swappable", "stats,name=upper -> swappable -> stats"];
+
+fn build(text: &str, folder: &str) -> (BoxBackend<BlockRequest>, Option<tempfile::NamedTempFile>) {
+    let image = (!folder.is_empty()).then(|| {
+        let image = tempfile::Builder::new().prefix("iovirt-").tempfile_in(folder).unwrap();
+        image.as_file().set_len(SIZE).unwrap();
+        image
+    });
+    let path = image.as_ref().map_or(String::new(), |image| image.path().display().to_string());
+    let chain: Chain = text.replace("IMAGE", &path).parse().unwrap();
+    (Registry::standard().build_block(&chain).unwrap(), image)
+}
+
+fn profile(name: String) -> Profile {
+    let profile = Profile::new(name).rounds(8);
+    if profile.name.contains("null") { profile.discards_data() } else { profile }
+}
+
+fn run(text: &str, folder: &str) -> u64 {
+    // Images live as long as the suite: a back-end may outlive the closure that made it.
+    let images = std::cell::RefCell::new(Vec::new());
+    let factory = || {
+        let (stack, image) = build(text, folder);
+        images.borrow_mut().extend(image);
+        stack
+    };
+    let report = conformance::run(&factory, &profile(format!("{text} {folder}")));
+    report.assert_passed();
+    report.cases()
+}
+
+#[test]
+fn every_back_end_alone() {
+    let cases: u64 = BACKENDS.iter().map(|(backend, folder)| run(backend, folder)).sum();
+    println!("{cases} cases over {} back-ends", BACKENDS.len());
+    assert!(cases > 0);
+}
+
+#[test]
+fn every_stage_over_every_back_end() {
+    let mut cases = 0;
+    for stage in TRANSPARENT {
+        for (backend, folder) in BACKENDS {
+            cases += run(&format!("{stage} -> {backend}"), folder);
+        }
+    }
+    println!("{cases} cases over {} stacks", TRANSPARENT.len() * BACKENDS.len());
+    assert!(cases > 0);
+}
+
+#[test]
+fn a_transparent_stage_changes_nothing() {
+    for stage in TRANSPARENT {
+        let bare = || build("memory,size=1M", "").0;
+        let stacked = || build(&format!("{stage} -> memory,size=1M"), "").0;
+        transparency(&stacked, &bare, &profile((*stage).into())).assert_passed();
+    }
+}
