@@ -14,6 +14,9 @@ const BACKENDS: &[(&str, &str)] = &[
     ("memory,size=1M", ""),
     ("null,size=1M", ""),
     ("file,path=IMAGE,cache=write-back", "/tmp"),
+    ("mirror [file,path=IMAGE | memory,size=1M]", "/dev/shm"),
+    ("stripe,chunk=4K [file,path=IMAGE | memory,size=1M]", "/dev/shm"),
+    ("overlay [file,path=IMAGE | memory,size=1M]", "/dev/shm"),
     ("file,path=IMAGE,inline=off", "/dev/shm"),
     ("file,path=IMAGE", "/dev/shm"),
     ("file,path=IMAGE,engine=threads,cache=write-back,inline=off", "/tmp"),
@@ -21,7 +24,15 @@ const BACKENDS: &[(&str, &str)] = &[
 ];
 
 /// Stages that say they change nothing.
-const TRANSPARENT: &[&str] = &["stats", "swappable", "stats,name=upper -> swappable -> stats"];
+const TRANSPARENT: &[&str] = &[
+    "stats",
+    "swappable",
+    "fault",
+    "delay,time=20us,jitter=50us",
+    "scheduled,group=g,depth=4",
+    "stats,name=upper -> swappable -> stats",
+    "scheduled,group=g -> delay,time=10us -> scheduled,group=h",
+];
 
 fn build(text: &str, folder: &str) -> (BoxBackend<BlockRequest>, Option<tempfile::NamedTempFile>) {
     let image = (!folder.is_empty()).then(|| {

@@ -1,13 +1,16 @@
 //! Every pipeline in the documentation is what it says: a line in a block marked `pipeline` builds, a line in one marked
 //! `syntax` parses. And every link leads somewhere.
 //!
-//! `PATH` in a line stands for a file of 1 MiB.
+//! `PATH` in a line stands for a file of 1 MiB, `SOCKET` for the socket of an NBD server.
 
 use iovirt::core::{Backend, Depth, Worker, WorkerConfig};
 use iovirt::describe::Description;
 use iovirt::registry::{Registry, StageKind};
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
 
 /// The pages in a folder of the repository and those below it.
 fn pages(folder: &Path) -> Vec<PathBuf> {
@@ -50,7 +53,41 @@ fn build(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Erro
     let file = tempfile::NamedTempFile::new()?;
     file.as_file().set_len(1 << 20)?;
     let path = file.path().to_str().ok_or("a path that is no text")?;
-    let description = registry.parse(&line.replace("PATH", path))?;
+    let folder = tempfile::tempdir()?;
+    let socket = folder.path().join("s");
+    let socket = socket.to_str().ok_or("a path that is no text")?;
+    let mut server = None;
+    if line.contains("SOCKET") {
+        let Some(started) = serve(socket)? else {
+            eprintln!("SKIPPED: nbdkit is not installed: `{line}`");
+            return Ok(());
+        };
+        server = Some(started);
+    }
+    let built = open(registry, &line.replace("PATH", path).replace("SOCKET", socket));
+    if let Some(mut server) = server {
+        server.kill()?;
+        server.wait()?;
+    }
+    built
+}
+
+/// Serves a disk of any export name.
+fn serve(socket: &str) -> Result<Option<Child>, Box<dyn std::error::Error>> {
+    let server = Command::new("nbdkit").args(["-f", "-U", socket, "memory", "1M"]).spawn();
+    let Ok(mut server) = server else { return Ok(None) };
+    for _ in 0..1000 {
+        if UnixStream::connect(socket).is_ok() {
+            return Ok(Some(server));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server.kill()?;
+    Err("nbdkit does not listen".into())
+}
+
+fn open(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let description = registry.parse(line)?;
     registry.frontend_options(&description.frontend)?;
     let backend = registry.build_block(&description.below)?;
     let mut worker = Worker::new(WorkerConfig::default())?;

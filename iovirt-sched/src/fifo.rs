@@ -1,9 +1,10 @@
 //! First come, first served.
 
-use iovirt_core::scheduler::{FlowId, Grant, IoScheduler};
+use iovirt_core::scheduler::{FlowId, Grant, IoScheduler, Weight};
 use iovirt_core::{Cost, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
+use std::ops::Range;
 
 /// Grants in the order in which was asked, with at most a given number of requests under way.
 ///
@@ -40,18 +41,41 @@ impl Fifo {
 }
 
 impl IoScheduler for Fifo {
+    /// Ignored.
+    fn set_weight(&mut self, _: FlowId, _: Weight) {}
+
     fn ask(&mut self, flow: FlowId, _: Cost, token: u64, _: Time) {
         self.waiting.push_back(Grant { flow, token });
     }
 
     fn dispatch(&mut self, _: Time, budget: usize, granted: &mut Vec<Grant>) {
-        let room = self.limit.get() - self.total;
+        let room = self.limit.get().saturating_sub(self.total);
         let count = room.min(budget).min(self.waiting.len());
         self.total += count;
         for grant in self.waiting.drain(..count) {
             *self.under_way.entry(grant.flow).or_default() += 1;
             granted.push(grant);
         }
+    }
+
+    fn release(&mut self, flow: FlowId, tokens: Range<u64>, _: Time, granted: &mut Vec<Grant>) {
+        let before = granted.len();
+        self.waiting.retain(|ask| {
+            let released = ask.flow == flow && tokens.contains(&ask.token);
+            if released {
+                granted.push(*ask);
+            }
+            !released
+        });
+        let count = granted.len() - before;
+        if count > 0 {
+            *self.under_way.entry(flow).or_default() += count;
+            self.total += count;
+        }
+    }
+
+    fn withdraw(&mut self, flow: FlowId, tokens: Range<u64>) {
+        self.waiting.retain(|ask| ask.flow != flow || !tokens.contains(&ask.token));
     }
 
     /// A completion of a flow that has nothing under way, because it left, is ignored.

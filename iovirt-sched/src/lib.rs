@@ -1,8 +1,9 @@
-//! I/O schedulers for iovirt as pure algorithms over an injected clock.
+//! I/O schedulers for iovirt as pure algorithms over an injected clock, and the stage that runs them.
 //!
 //! | scheduler | who goes next |
 //! |---|---|
 //! | [`Fifo`] | whoever asked first, with a limit on how many are under way |
+//! | [`Sfq`] | whoever got least for its weight, with a limit on how many are under way |
 //!
 //! A scheduler [grants](iovirt_core::scheduler): a flow asks for leave to submit a request, is granted it, and tells when the
 //! request completed. The request itself never passes through here, so a scheduler is generic over nothing and is tested
@@ -26,11 +27,18 @@
 //! fifo.dispatch(now, 8, &mut granted);
 //! assert_eq!(granted[1].token, 11);
 //! ```
+//!
+//! [`scheduled`] is the stage: pipelines that share something join a [group](scheduled::Group) with one scheduler.
 
 #![forbid(unsafe_code)]
 
+mod cost;
 mod fifo;
+pub mod scheduled;
+mod sfq;
 #[cfg(test)]
 mod tests;
 
+pub use cost::CostModel;
 pub use fifo::Fifo;
+pub use sfq::{Sfq, SfqConfig};

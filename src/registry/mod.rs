@@ -52,6 +52,7 @@ use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::BlockRequest;
 use iovirt_frontends::virtio::VirtioDevice;
 use iovirt_frontends::virtio::blk::{BlkConfig, VirtioBlk};
+use iovirt_sched::scheduled::Groups;
 use row::Build;
 use std::sync::Arc;
 use thiserror::Error;
@@ -60,6 +61,7 @@ use thiserror::Error;
 #[derive(Debug)]
 pub struct Registry {
     rows: Vec<StageRow>,
+    groups: Groups,
 }
 
 /// A stage of that name is in the registry already.
@@ -70,12 +72,19 @@ pub struct NameTaken(pub &'static str);
 impl Registry {
     /// No stage at all.
     pub fn empty() -> Self {
-        Self { rows: Vec::new() }
+        Self { rows: Vec::new(), groups: Groups::new() }
     }
 
     /// The stages of this build.
     pub fn standard() -> Self {
-        Self { rows: builtin::rows() }
+        let groups = Groups::new();
+        Self { rows: builtin::rows(&groups), groups }
+    }
+
+    /// The groups that the `scheduled` stages of this registry's pipelines join, by name: to read them, or to
+    /// [add](Groups::add) one with a scheduler of its own. Pipelines of two registries share nothing.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// Adds a stage.

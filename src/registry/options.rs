@@ -4,6 +4,7 @@ use super::{KeyInfo, Need, StageInfo};
 use crate::describe::{
     DescribeError, DescribeErrorKind, Place, StageSpec, parse_size, parse_switch, parse_time,
 };
+use iovirt_backends::interposers::Kinds;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -160,5 +161,12 @@ impl OptionValue for String {
 impl OptionValue for PathBuf {
     fn from_text(text: &str) -> Option<Self> {
         Some(text.into())
+    }
+}
+
+/// Kinds of request; whether there are such is for the stage to say.
+impl OptionValue for Kinds {
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
     }
 }

@@ -1,8 +1,13 @@
 use super::*;
 use iovirt_backends::block::memory::MemoryConfig;
+use iovirt_backends::block::nbd::{NbdAccess, NbdAddress, NbdConfig};
 use iovirt_backends::block::null::NullConfig;
+use iovirt_backends::interposers::delay::DelayConfig;
+use iovirt_backends::interposers::fault::{FaultConfig, FaultKind};
 use iovirt_backends::interposers::stats::{StatsConfig, StatsControl};
 use iovirt_core::Backend;
+use iovirt_core::scheduler::Weight;
+use iovirt_sched::scheduled::{FlowSnapshot, ScheduledConfig};
 use proptest::prelude::*;
 
 fn complaint(text: &str) -> String {
@@ -28,13 +33,16 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
     let cases = [
         (
             "virtio-blk -> nul",
-            "column 15: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file)",
+            "column 15: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file, nbd)",
         ),
         (
             "vritio-blk -> null",
             "column 1: there is no stage `vritio-blk`; did you mean `virtio-blk`? (allowed: virtio-blk)",
         ),
-        ("virtio-blk -> zzz -> null", "column 15: there is no stage `zzz` (allowed: stats, swappable)"),
+        (
+            "virtio-blk -> zzz -> null",
+            "column 15: there is no stage `zzz` (allowed: delay, fault, scheduled, stats, swappable)",
+        ),
         (
             "virtio-blk -> null,szie=1G",
             "column 20: `null` has no key `szie`; did you mean `size`? (allowed: size, fill)",
@@ -75,7 +83,7 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
         ),
         (
             "virtio-blk -> mirror [null | nul]",
-            "column 30: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file)",
+            "column 30: there is no stage `nul`; did you mean `null`? (allowed: mirror, stripe, overlay, null, memory, file, nbd)",
         ),
     ];
     for (text, expected) in cases {
@@ -128,6 +136,11 @@ fn fan_outs_are_described_and_come_back() {
 #[test]
 fn what_a_stage_refuses_is_told_with_its_place() {
     assert_eq!(
+        build("stats -> fault,fail=reed -> null").unwrap_err().to_string(),
+        "column 10: `fault`: fail=reed: there is no block request called `reed` (allowed: all, or some of read, write, \
+         flush, discard, write-zeroes, with + between them)",
+    );
+    assert_eq!(
         build("stats -> null,size=100").unwrap_err().to_string(),
         "column 10: `null`: a disk cannot have 100 bytes: the size is a multiple of 512, above zero and below 2^63",
     );
@@ -149,6 +162,23 @@ const FAKE: StageInfo = StageInfo {
         KeyInfo::default("count", ValueKind::Integer { min: 1, max: u64::MAX }, "70000", "how many"),
     ],
 };
+
+#[test]
+fn pipelines_of_a_registry_share_groups() {
+    let registry = Registry::standard();
+    let build = |chain: &str| registry.build_block(&chain.parse().unwrap());
+    let one = build("scheduled,group=g,weight=300,depth=8 -> null").unwrap();
+    let two = build("scheduled,group=g -> memory,size=1M").unwrap();
+    let weights = |flows: Vec<FlowSnapshot>| flows.iter().map(|flow| flow.weight).collect::<Vec<_>>();
+    assert_eq!(weights(registry.groups().get("g").unwrap().snapshot()), [300, 100]);
+    assert_eq!(
+        build("stats -> scheduled,group=g,depth=9 -> null").unwrap_err().to_string(),
+        "column 10: `scheduled`: depth=9 is not allowed: the group `g` has a depth of 8",
+    );
+    assert!(Registry::standard().groups().get("g").is_none(), "another registry's groups are its own");
+    drop((one, two));
+    assert!(registry.groups().get("g").is_none());
+}
 
 #[test]
 fn an_embedder_adds_stages_and_takes_their_options() {
@@ -200,6 +230,8 @@ fn typed_defaults_are_those_of_the_table() {
     check::<NullConfig>();
     check::<MemoryConfig>();
     check::<StatsConfig>();
+    check::<DelayConfig>();
+    check::<FaultConfig>();
 }
 
 #[test]
@@ -229,8 +261,31 @@ proptest! {
         prop_assert_eq!(round_trip(&null), null);
         let memory = MemoryConfig { size, physical_block, read_only: switch };
         prop_assert_eq!(round_trip(&memory), memory);
+        let nbd = NbdConfig {
+            export: name.clone(),
+            connections: 1 + usize::from(physical_block as u8),
+            access: if switch { NbdAccess::ReadOnly } else { NbdAccess::ReadWrite },
+            ..NbdConfig::new(NbdAddress::Tcp { host: "example".into(), port: (size as u16).max(1) })
+        };
+        prop_assert_eq!(round_trip(&nbd), nbd);
         let stats = StatsConfig { name };
         prop_assert_eq!(round_trip(&stats), stats);
+    }
+
+    #[test]
+    fn stages_for_tests_are_described_and_back(
+        seed in any::<u64>(), every in any::<u64>(), permille in 0..=1000_u32, millis in 0..1_000_000_u64,
+        kinds in prop::sample::select(vec!["all", "read", "read+flush", "write-zeroes"]),
+        kind in prop::sample::select(vec![FaultKind::Error, FaultKind::Stall, FaultKind::Drop]),
+    ) {
+        let fault = FaultConfig { fail: kinds.parse().unwrap(), kind, every, permille, seed };
+        prop_assert_eq!(round_trip(&fault), fault);
+        let (time, jitter) = (std::time::Duration::from_millis(millis), std::time::Duration::from_nanos(millis));
+        let delay = DelayConfig { time, jitter, kinds: kinds.parse().unwrap(), seed };
+        prop_assert_eq!(round_trip(&delay), delay);
+        let (weight, depth) = (Weight::new(permille + 1).unwrap(), std::num::NonZeroUsize::new(millis as usize % 99));
+        let scheduled = ScheduledConfig { group: kinds.into(), weight, depth };
+        prop_assert_eq!(round_trip(&scheduled), scheduled);
     }
 
     #[test]

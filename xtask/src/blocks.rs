@@ -60,14 +60,17 @@ struct Block {
 }
 
 const MATRIX: &str = "tests/conformance.rs";
+const LIFECYCLE: &str = "tests/lifecycle.rs";
+const SCHED_BENCH: &str = "benches/sched.rs";
 const IN_PROCESS: &str = "tests/in_process.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
 const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
+const NBD_PEERS: &str = "iovirt-backends/src/block/nbd/tests/peers.rs";
 const DIRECT: &str = "iovirt-backends/src/block/file/tests/direct.rs";
 
 /// The table. A new block is an entry, a new proof a changed word.
-const BLOCKS: [Block; 12] = [
+const BLOCKS: &[Block] = &[
     Block {
         name: "virtio-blk",
         kind: "front-end",
@@ -120,12 +123,63 @@ const BLOCKS: [Block; 12] = [
         ],
     },
     Block {
+        name: "delay",
+        kind: "interposer",
+        source: "iovirt-backends/src/interposers/delay/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/delay/tests.rs", "conformance::run"),
+            In(LIFECYCLE, "fn interposers()"),
+            Needless,
+            Needless,
+            In("docs/blocks/delay.md", "```pipeline"),
+            Open,
+            Open,
+            Needless,
+            In("iovirt-backends/src/interposers/delay/tests.rs", "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "fault",
+        kind: "interposer",
+        source: "iovirt-backends/src/interposers/fault/mod.rs",
+        proofs: [
+            In("iovirt-backends/src/interposers/fault/tests.rs", "conformance::run"),
+            In(LIFECYCLE, "fn interposers()"),
+            Needless,
+            Needless,
+            In("docs/blocks/fault.md", "```pipeline"),
+            Open,
+            Open,
+            In("iovirt-backends/src/interposers/fault/control.rs", "pub struct FaultSnapshot"),
+            In("iovirt-backends/src/interposers/fault/tests.rs", "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "scheduled",
+        kind: "interposer",
+        source: "iovirt-sched/src/scheduled/mod.rs",
+        proofs: [
+            In("iovirt-sched/src/scheduled/tests.rs", "conformance::run"),
+            In(LIFECYCLE, "fn interposers()"),
+            Needless,
+            Needless,
+            In("docs/blocks/scheduled.md", "```pipeline"),
+            Open,
+            In(SCHED_BENCH, "Sfq::new"),
+            In("iovirt-sched/src/scheduled/group.rs", "pub struct FlowSnapshot"),
+            In("iovirt-sched/src/sfq/tests.rs", "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
         name: "stats",
         kind: "interposer",
         source: "iovirt-backends/src/interposers/stats/mod.rs",
         proofs: [
             In(MATRIX, "\"stats\""),
-            Open,
+            In(LIFECYCLE, "fn interposers()"),
             Needless,
             Needless,
             In("docs/blocks/stats.md", "```pipeline"),
@@ -142,7 +196,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-core/src/pipeline/swap.rs",
         proofs: [
             In(MATRIX, "\"swappable\""),
-            Open,
+            In(LIFECYCLE, "fn interposers()"),
             Needless,
             Needless,
             In("docs/blocks/swappable.md", "```pipeline"),
@@ -159,7 +213,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/interposers/mirror/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/mirror/tests.rs", "conformance::run"),
-            Open,
+            In("tests/lifecycle.rs", "\"mirror\""),
             Needless,
             Needless,
             In("docs/blocks/mirror.md", "```pipeline"),
@@ -179,7 +233,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/interposers/stripe/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/stripe/tests.rs", "conformance::run"),
-            Open,
+            In("tests/lifecycle.rs", "\"stripe\""),
             Needless,
             Needless,
             In("docs/blocks/stripe.md", "```pipeline"),
@@ -196,7 +250,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/interposers/overlay/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/overlay/tests.rs", "conformance::run"),
-            Open,
+            In("tests/lifecycle.rs", "\"overlay\""),
             Needless,
             Needless,
             In("docs/blocks/overlay.md", "```pipeline"),
@@ -213,7 +267,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/block/null/mod.rs",
         proofs: [
             In(MATRIX, "\"null,size=1M\""),
-            Open,
+            In(LIFECYCLE, "null,size=1M"),
             Needless,
             Needless,
             In("docs/blocks/null.md", "```pipeline"),
@@ -230,7 +284,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/block/memory/mod.rs",
         proofs: [
             In(MATRIX, "\"memory,size=1M\""),
-            Open,
+            In(LIFECYCLE, "memory,size=1M"),
             Needless,
             Needless,
             In("docs/blocks/memory.md", "```pipeline"),
@@ -247,7 +301,7 @@ const BLOCKS: [Block; 12] = [
         source: "iovirt-backends/src/block/file/mod.rs",
         proofs: [
             In("iovirt-backends/src/block/file/tests/conformance.rs", "conformance::run"),
-            Open,
+            In(LIFECYCLE, "\"file, write-back\""),
             Needless,
             Needless,
             In("docs/blocks/file.md", "```pipeline"),
@@ -255,6 +309,23 @@ const BLOCKS: [Block; 12] = [
             Open,
             Needless,
             In(DIRECT, "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "nbd",
+        kind: "back-end",
+        source: "iovirt-backends/src/block/nbd/mod.rs",
+        proofs: [
+            In(NBD_PEERS, "conformance::run"),
+            Open,
+            In("iovirt-backends/src/block/nbd/tests/lies.rs", "fn lies_in_replies_lose_the_connection"),
+            Open,
+            In("docs/blocks/nbd.md", "```pipeline"),
+            In(NBD_PEERS, "fn what_we_write_qemu_has_in_its_file"),
+            Open,
+            Open,
+            In("iovirt-backends/src/block/nbd/proto.rs", "proptest!"),
             Needless,
         ],
     },
@@ -305,7 +376,7 @@ pub(crate) fn check() -> Result<()> {
 /// The page, once every proof was found.
 fn page() -> Result<String> {
     every_stage_is_known()?;
-    for block in &BLOCKS {
+    for block in BLOCKS {
         must_exist(block.source, "")?;
         for proof in block.proofs {
             if let In(file, words) = proof {
@@ -348,7 +419,7 @@ fn render() -> String {
     }
     out.push_str("\n|---|---|");
     out.push_str(&"---|".repeat(COLUMNS.len()));
-    for Block { name, kind, source, proofs } in &BLOCKS {
+    for Block { name, kind, source, proofs } in BLOCKS {
         let _ = write!(out, "\n| [{name}]({}) | {kind} |", link(source));
         for proof in proofs {
             let _ = match proof {

@@ -31,6 +31,10 @@ pub(crate) const MKFS: Tool = tool("mkfs.ext4", "e2fsprogs");
 pub(crate) const E2FSCK: Tool = tool("e2fsck", "e2fsprogs");
 /// Reads file systems without mounting them.
 pub(crate) const DEBUGFS: Tool = tool("debugfs", "e2fsprogs");
+/// Serves disks over NBD, for the tests of our client.
+pub(crate) const NBDKIT: Tool = tool("nbdkit", "nbdkit");
+/// Serves disk images over NBD, for the same.
+pub(crate) const QEMU_NBD: Tool = tool("qemu-nbd", "qemu-utils");
 /// Unpacks Debian packages.
 pub(crate) const DPKG: Tool = tool("dpkg", "dpkg");
 /// Unpacks kernels.

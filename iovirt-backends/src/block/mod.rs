@@ -5,12 +5,14 @@
 //! | [`null`] | keeps nothing: for measuring what is above it | nothing |
 //! | [`memory`] | a sparse RAM disk | the host's memory |
 //! | [`file`](mod@file) | a disk in a file or a block device | the host's file system |
+//! | [`nbd`] | a disk on an NBD server | the server |
 //!
 //! [`align`] is the adapter that lets requests of any alignment reach a host that demands one.
 
 pub mod align;
 pub mod file;
 pub mod memory;
+pub mod nbd;
 pub mod null;
 
 mod finished;

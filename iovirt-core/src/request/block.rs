@@ -255,6 +255,10 @@ impl Request for BlockRequest {
         BlockOutput::Failed(BlockError::Aborted)
     }
 
+    fn failed() -> BlockOutput {
+        BlockOutput::Failed(BlockError::Io)
+    }
+
     #[inline]
     fn is_failure(output: &BlockOutput) -> bool {
         *output != BlockOutput::Done

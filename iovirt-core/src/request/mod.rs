@@ -32,6 +32,10 @@ pub trait Request: Sized + Send + fmt::Debug + 'static {
     fn into_memory(self) -> Option<Box<SgList>>;
     /// The output of a request that was given up: dropped by a stage, or discarded by a reset.
     fn aborted() -> Self::Output;
+    /// The output of a request that the medium or the host failed; as given up, where the family tells no difference.
+    fn failed() -> Self::Output {
+        Self::aborted()
+    }
     /// Whether an output means that the request did not do what it asked for.
     fn is_failure(output: &Self::Output) -> bool;
 }

@@ -349,6 +349,17 @@ impl<R: Request> Held<'_, R> {
         self.ready.extend(self.held.take(tag).map(|request| Completion { request, output }));
     }
 
+    /// Takes a held request out, to be dropped: what a broken stage does. Its client learns of it by the memory that was
+    /// dropped with it, if at all.
+    pub fn take(&mut self, tag: Tag) -> Option<R> {
+        self.held.take(tag)
+    }
+
+    /// Lets all held requests go on, in the order of their tags.
+    pub fn release_all(&mut self) {
+        self.released.extend(self.held.drain().map(|(_, request)| request));
+    }
+
     /// Whether that request is held.
     pub fn contains(&self, tag: Tag) -> bool {
         self.held.get(tag).is_some()

@@ -9,6 +9,7 @@
 //! | [`driver`], [`io`], [`guest`] | [`Driver`]: the submitting side, with guest memory in odd pieces |
 //! | [`workload`], [`oracle`], [`stamp`] | [`Workload`]: seeded load that knows what may be found, now and after a cut |
 //! | [`alloc`] | [`CountingAllocator`] |
+//! | [`lifecycle`] | drain, reset, save and restore, stall, resize and swap in the middle of load, in deterministic simulation |
 //! | [`conformance`] | the suite that every back-end and every stage runs |
 //! | [`hostile`] | the suite that every device runs: what a guest can do to it |
 //!
@@ -22,6 +23,7 @@ pub mod driver;
 pub mod guest;
 pub mod hostile;
 pub mod io;
+pub mod lifecycle;
 pub mod manual;
 pub mod oracle;
 pub mod power_loss;
@@ -52,3 +54,9 @@ pub struct TestingYourOwnStage;
 #[doc = include_str!("../../../docs/write-your-own-stage.md")]
 #[derive(Debug)]
 pub struct WriteYourOwnStage;
+
+/// So are those of the page about async stages, which the kit tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/write-your-own-stage-async.md")]
+#[derive(Debug)]
+pub struct WriteYourOwnStageAsync;

@@ -274,14 +274,33 @@ impl Workload {
         self.read_back(driver, |oracle, first, data| oracle.check_read(first, data).map_err(wrong))
     }
 
+    /// Submits reads of everything, whose data is checked when they come home: with nothing in flight on a queue that has
+    /// room for them. For a test that drives the queue itself.
+    pub fn submit_read_back(&mut self, driver: &mut Driver) {
+        const CHUNK: u64 = 256;
+        let Range { start, end } = self.config.sectors;
+        for first in (start..end).step_by(CHUNK as usize) {
+            let sectors = first..(first + CHUNK).min(end);
+            let read = BlockIo::read(first * SECTOR, (sectors.end - first) * SECTOR);
+            if let Some(id) = driver.submit(read) {
+                self.expected.insert(id, Expected::Read { sectors });
+            }
+        }
+    }
+
+    /// The queue went with what was in flight: any of its writes may have been done, or not.
+    pub fn forget_in_flight(&mut self) {
+        self.expected.clear();
+        self.busy.clear();
+    }
+
     /// The power went and came back, and `driver` has the stack's new queue open: reads everything and checks that it is
     /// what may be found. What was in flight is forgotten.
     ///
     /// # Errors
     /// The first promise that was not kept.
     pub fn verify_after_cut(&mut self, driver: &mut Driver) -> Result<(), Violation> {
-        self.expected.clear();
-        self.busy.clear();
+        self.forget_in_flight();
         let wrong = |error| Violation::Data(format!("after a loss of power {error}"));
         self.read_back(driver, |oracle, first, data| oracle.check_after_cut(first, data).map_err(wrong))
     }

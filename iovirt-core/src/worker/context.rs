@@ -86,7 +86,7 @@ impl WorkerContext<'_> {
         self.core.lanes[self.lane].waker.clone()
     }
 
-    /// Gives this lane a turn whenever `fd` becomes readable, until the watch is dropped.
+    /// Gives this lane a turn whenever `fd` becomes what `trigger` says, until the watch is dropped.
     ///
     /// # Errors
     /// Where the descriptor cannot be polled, or none is left to duplicate it.

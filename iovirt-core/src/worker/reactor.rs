@@ -8,13 +8,15 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-/// When a watched file descriptor gives its lane a turn.
+/// When a watched file descriptor gives its lane a turn; an error or a hang-up does so in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// As long as it is readable.
     Level,
     /// Each time it becomes readable, or is written once more: an eventfd need never be read.
     Edge,
+    /// As long as it can be written.
+    Writable,
 }
 
 const WAKE: u64 = u64::MAX;
@@ -59,6 +61,7 @@ impl Reactor {
         let events = match trigger {
             Trigger::Level => EventSet::IN,
             Trigger::Edge => EventSet::IN | EventSet::EDGE_TRIGGERED,
+            Trigger::Writable => EventSet::OUT,
         };
         self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))
     }

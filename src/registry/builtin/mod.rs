@@ -1,10 +1,14 @@
 //! The rows of the stages in this build: one file each, with the way from options to the stage's configuration and back.
 
+mod delay;
+mod fault;
 mod file;
 mod memory;
 mod mirror;
+mod nbd;
 mod null;
 mod overlay;
+mod scheduled;
 mod stats;
 mod stripe;
 mod swappable;
@@ -12,6 +16,7 @@ mod virtio_blk;
 
 use super::{Options, StageInfo, StageRow};
 use crate::describe::{DescribeError, StageSpec};
+use iovirt_sched::scheduled::Groups;
 
 /// A stage's configuration that can be described: from options, and back as the shortest description of it.
 ///
@@ -39,9 +44,12 @@ pub trait TypedStage: Sized {
     fn to_spec(&self) -> StageSpec;
 }
 
-pub(super) fn rows() -> Vec<StageRow> {
+pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
     vec![
         virtio_blk::row(),
+        delay::row(),
+        fault::row(),
+        scheduled::row(groups.clone()),
         stats::row(),
         swappable::row(),
         mirror::row(),
@@ -50,6 +58,7 @@ pub(super) fn rows() -> Vec<StageRow> {
         null::row(),
         memory::row(),
         file::row(),
+        nbd::row(),
     ]
 }
 

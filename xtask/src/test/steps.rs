@@ -27,11 +27,14 @@ pub(crate) const STEPS: [Step; 8] = [
     Step { name: "blocks", about: "docs/blocks.md is what the table of proofs says", tools: &[], run: blocks::check },
     Step { name: "clippy", about: "no warning in any target", tools: &[setup::CC], run: clippy },
     Step { name: "alone", about: "each library alone, without default features", tools: &[setup::CC], run: alone },
-    Step { name: "unit", about: "unit and integration tests", tools: &[setup::CC], run: unit },
+    Step { name: "unit", about: "unit and integration tests", tools: &UNIT_TOOLS, run: unit },
     Step { name: "doc", about: "the examples in the documentation", tools: &[setup::CC], run: doc },
     Step { name: "fuzz", about: "every fuzz target for a few seconds", tools: &[setup::CXX], run: fuzz::run },
     Step { name: "lab", about: "our devices under KVM with a stock Linux guest", tools: &lab::TOOLS, run: the_lab },
 ];
+
+/// Peers that tests talk to; where one is missing, and cargo runs them without this program, they say `SKIPPED`.
+const UNIT_TOOLS: [Tool; 3] = [setup::CC, setup::NBDKIT, setup::QEMU_NBD];
 
 /// The crates that others build on.
 const LIBRARIES: [&str; 6] =
