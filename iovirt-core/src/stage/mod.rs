@@ -3,14 +3,13 @@
 //! | tier | for | write |
 //! |---|---|---|
 //! | hook | stats, throttle, firewall, capture, fault injection | [`HookStage`] and [`Hook`] |
+//! | async | what takes several steps, over a network say | [`AsyncStage`](async_stage::AsyncStage) and [`Handler`](async_stage::Handler) |
 //! | fan-out | mirror, stripe, quorum, several ways to one disk | [`FanOutStage`] and [`FanOut`] |
 //! | presence | copy-on-write, cache, redo log | [`Presence`] |
-//! | async | what takes several steps, over a network say | [`AsyncStage`](async_stage::AsyncStage) and [`Handler`](async_stage::Handler) |
 //! | full | what no tier fits | [`Backend`](crate::Backend), [`Queue`](crate::Queue), [`Interposer`](crate::Interposer) |
 //!
 //! Machinery: [`SlotTable`] (what a stage knows of each request in flight, by tag), [`TagPool`] (tags for a client that
-//! chooses its own), [`RangeLocks`] (who may change which bytes), [`Client`] (the submitting side of a queue, as every
-//! front-end needs it).
+//! chooses its own), [`RangeLocks`] (who may change which bytes), [`Client`] (the submitting side of a queue, as every front-end needs it).
 
 pub mod async_stage;
 mod client;

@@ -49,14 +49,13 @@ pub use workload::{Violation, Workload, WorkloadConfig};
 #[derive(Debug)]
 pub struct TestingYourOwnStage;
 
-/// The same for the page on how to write a stage.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/write-your-own-stage.md")]
-#[derive(Debug)]
-pub struct WriteYourOwnStage;
-
 /// So are those of the page about async stages, which the kit tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/write-your-own-stage-async.md")]
 #[derive(Debug)]
 pub struct WriteYourOwnStageAsync;
+/// The same for the page on how to write a stage.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/write-your-own-stage.md")]
+#[derive(Debug)]
+pub struct WriteYourOwnStage;
