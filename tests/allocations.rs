@@ -82,3 +82,41 @@ fn none_over_stats_and_file_by_every_engine() {
         check(&format!("virtio-blk -> stats -> file,path={},{options}", image.path().display()));
     }
 }
+
+/// Frames through a card and back, 32 at once.
+#[test]
+fn none_over_virtio_net() {
+    use common::raw::{BUFFERS, Piece, RawDriver, SIZE};
+    for (below, features) in [("loopback", 0), ("stats -> filter -> loopback", 1 << 15)] {
+        let line = format!("virtio-net,queue-size={SIZE} -> {below}");
+        let description: Description = line.parse().unwrap();
+        let card = Registry::standard().build_virtio(&description).unwrap();
+        let mut driver = RawDriver::new(card, features);
+        let mut round = |batches: u64| -> u64 {
+            let mut allocations = 0;
+            for _ in 0..batches {
+                for at in 0..DEPTH {
+                    let (receive, send) = (BUFFERS + at * 4096, BUFFERS + (100 + at) * 4096);
+                    driver.write(send, &[0; 12]);
+                    driver.write(send + 12, &[0xff; 64]);
+                    driver.offer(0, &[Piece::Device(receive, 2048)]);
+                    driver.offer(1, &[Piece::Driver(send, 76)]);
+                }
+                let _ = driver.register(0x050, 1);
+                let (counted, result) = count_allocations(|| driver.worker.run());
+                result.unwrap();
+                allocations += counted.allocations;
+                assert_eq!((driver.used(0).len() as u64, driver.used(1).len() as u64), (DEPTH, DEPTH));
+            }
+            allocations
+        };
+        let warm_up = round(40);
+        let after = round(200);
+        println!(
+            "{line}: {warm_up} allocations in the first {} frames, {after} in the next {}",
+            40 * DEPTH,
+            200 * DEPTH
+        );
+        assert_eq!(after, 0, "{line}");
+    }
+}

@@ -1,11 +1,16 @@
 //! Every pipeline in the documentation is what it says: a line in a block marked `pipeline` builds, a line in one marked
 //! `syntax` parses. And every link leads somewhere.
 //!
+//! Lines with a tap are built in a network namespace of their own, and not at all without root.
+//!
 //! `PATH` in a line stands for a file of 1 MiB, `SOCKET` for the socket of an NBD server.
 
-use iovirt::core::{Backend, Depth, Worker, WorkerConfig};
+mod common;
+
+use iovirt::core::pipeline::BoxBackend;
+use iovirt::core::{Backend, Depth, Request, Worker, WorkerConfig};
 use iovirt::describe::Description;
-use iovirt::registry::{Registry, StageKind};
+use iovirt::registry::{Family, Registry, StageKind};
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -64,7 +69,7 @@ fn build(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Erro
         };
         server = Some(started);
     }
-    let built = open(registry, &line.replace("PATH", path).replace("SOCKET", socket));
+    let built = open_line(registry, &line.replace("PATH", path).replace("SOCKET", socket));
     if let Some(mut server) = server {
         server.kill()?;
         server.wait()?;
@@ -86,29 +91,53 @@ fn serve(socket: &str) -> Result<Option<Child>, Box<dyn std::error::Error>> {
     Err("nbdkit does not listen".into())
 }
 
-fn open(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Error>> {
+fn open_line(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Error>> {
     let description = registry.parse(line)?;
     registry.frontend_options(&description.frontend)?;
-    let backend = registry.build_block(&description.below)?;
+    match registry.family(&description.frontend)? {
+        Family::Net => open(&registry.build_net(&description.below)?),
+        _ => open(&registry.build_block(&description.below)?),
+    }
+}
+
+fn open<R: Request>(backend: &BoxBackend<R>) -> Result<(), Box<dyn std::error::Error>> {
     let mut worker = Worker::new(WorkerConfig::default())?;
     let depth = Depth::new(8).ok_or("no depth")?;
     worker.with_context(|cx| backend.open(cx, depth).map(drop))?;
     Ok(())
 }
 
-#[test]
-fn every_pipeline_builds() {
+/// Whether a pipeline makes devices of the host, which takes a namespace of the test's own.
+fn needs_namespace(line: &str) -> bool {
+    line.contains("-> tap,")
+}
+
+/// Builds every pipeline that `wanted` says yes to, and says how many those are.
+fn build_all(wanted: impl Fn(&str) -> bool) -> usize {
     let registry = Registry::standard();
     let mut count = 0;
     for page in pages(&docs()) {
-        for line in lines(&page, "pipeline") {
+        for line in lines(&page, "pipeline").into_iter().filter(|line| wanted(line)) {
             if let Err(error) = build(&registry, &line) {
                 panic!("{}: `{line}`: {error}", page.display());
             }
             count += 1;
         }
     }
+    count
+}
+
+#[test]
+fn every_pipeline_builds() {
+    let count = build_all(|line| !needs_namespace(line));
     assert!(count >= 8, "only {count} pipelines were found");
+}
+
+#[test]
+fn every_pipeline_with_a_device_of_the_host_builds() {
+    if common::netns::enter("every_pipeline_with_a_device_of_the_host_builds") {
+        assert!(build_all(needs_namespace) >= 2);
+    }
 }
 
 #[test]

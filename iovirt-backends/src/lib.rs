@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`block`] | back-ends for block requests |
+//! | [`net`] | back-ends for network requests |
 //! | [`interposers`] | stages that stand between a device and a back-end |
 //!
 //! Every stage has a folder with the same files: `mod.rs` (what it is), `config.rs` (how it is set up), `backend.rs` or
@@ -10,6 +11,7 @@
 
 pub mod block;
 pub mod interposers;
+pub mod net;
 
 #[cfg(test)]
 mod rig;

@@ -17,7 +17,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`request`] | what flows: [`Request`], [`Completion`], [`block`](request::block) requests |
+//! | [`request`] | what flows: [`Request`], [`Completion`], [`block`](request::block) and [`net`](request::net) requests |
 //! | [`backend`] | [`Backend`] (control plane) and [`Queue`] (data plane), with the promises between them |
 //! | [`interposer`], [`stage`] | what sits between, and the smallest ways to write it |
 //! | [`frontend`] | what an embedder sees of an emulated device |

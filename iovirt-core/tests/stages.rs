@@ -184,6 +184,50 @@ fn a_drain_lets_held_requests_go_and_holds_no_more() {
     assert!(names(&manual).is_empty(), "held again after the way back");
 }
 
+/// Frames of a network must not overtake each other, and tags do not tell which came first.
+#[test]
+fn a_drain_lets_held_requests_go_as_they_came() {
+    use iovirt_core::dma::SgList;
+    use iovirt_core::request::net::{NetCaps, NetOutput, NetRequest};
+    #[derive(Debug)]
+    struct HoldAll;
+    impl HookStage<NetRequest> for HoldAll {
+        type Hook = Self;
+        fn name(&self) -> &'static str {
+            "hold-all"
+        }
+        fn caps(&self, below: &NetCaps) -> Result<NetCaps, AttachError> {
+            Ok(below.clone())
+        }
+        fn hook(&self, _: &mut WorkerContext<'_>, _: Depth) -> Self {
+            Self
+        }
+    }
+    impl Hook<NetRequest> for HoldAll {
+        fn on_submit(&mut self, _: &mut WorkerContext<'_>, _: &mut NetRequest) -> Flow<NetOutput> {
+            Flow::Hold
+        }
+    }
+    let (below, manual) = ManualBackend::<NetRequest>::new(NetCaps::new(1500, 1));
+    let stack = Pipeline::top().stage(HookLayer::new(HoldAll)).backend(below).unwrap();
+    let mut worker = Worker::new(WorkerConfig::default()).unwrap();
+    worker.with_context(|cx| {
+        let mut queue = stack.open(cx, Depth::new(8).unwrap()).unwrap();
+        for tag in [5, 1, 7, 0, 3] {
+            let mut sg = Box::<SgList>::default();
+            sg.push_host(100 + tag as usize).unwrap();
+            queue.submit(cx, NetRequest::transmit(Tag::new(tag), 0, sg));
+        }
+        assert!(manual.in_flight().is_empty());
+        queue.drain(cx);
+        let lengths: Vec<_> = manual.in_flight().iter().map(|request| request.cost.bytes).collect();
+        assert_eq!(lengths, [105, 101, 107, 100, 103]);
+        manual.complete_all(NetOutput::Done);
+        let mut done = Completions::with_depth(Depth::new(8).unwrap());
+        queue.poll(cx, &mut done);
+    });
+}
+
 #[test]
 fn a_queue_does_not_rest_on_a_completion_that_nobody_fetched() {
     let (mut driver, script, _manual) = scripted();

@@ -50,10 +50,12 @@ use crate::describe::{
 };
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::request::net::NetRequest;
 use iovirt_frontends::virtio::VirtioDevice;
 use iovirt_frontends::virtio::blk::{BlkConfig, VirtioBlk};
+use iovirt_frontends::virtio::net::{NetConfig, VirtioNet};
 use iovirt_sched::scheduled::Groups;
-use row::Build;
+use row::{Build, Buildable, Make};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -126,7 +128,7 @@ impl Registry {
     /// The first thing that is wrong.
     pub fn check(&self, description: &Description) -> Result<(), DescribeError> {
         let frontend = &description.frontend;
-        let row = self.expect(frontend, StageKind::FrontEnd)?;
+        let row = self.expect(frontend, StageKind::FrontEnd, None)?;
         Options::check(row.info(), frontend)?;
         self.check_chain(&description.below, row.info().family)
     }
@@ -136,7 +138,7 @@ impl Registry {
     /// # Errors
     /// Where it is no front-end, or a key or a value is none that it has.
     pub fn frontend_options<'a>(&'a self, spec: &'a StageSpec) -> Result<Options<'a>, DescribeError> {
-        Options::check(self.expect(spec, StageKind::FrontEnd)?.info(), spec)
+        Options::check(self.expect(spec, StageKind::FrontEnd, None)?.info(), spec)
     }
 
     /// Builds a virtio device and what is below it, for any transport.
@@ -145,15 +147,26 @@ impl Registry {
     /// As [`Registry::build_block`], and where the front-end is not a virtio device of this build or refuses its options.
     pub fn build_virtio(&self, description: &Description) -> Result<Arc<dyn VirtioDevice>, DescribeError> {
         self.check(description)?;
-        let spec = &description.frontend;
+        let (spec, below) = (&description.frontend, &description.below);
         let options = self.frontend_options(spec)?;
-        if spec.name() != BlkConfig::INFO.name {
-            let kind = DescribeErrorKind::Unavailable { stage: spec.name().into() };
-            return Err(DescribeError::new(spec.place(), kind));
+        if spec.name() == BlkConfig::INFO.name {
+            let disk = VirtioBlk::new(BlkConfig::from_options(&options)?, self.build_block(below)?);
+            return Ok(Arc::new(disk.map_err(|error| options.refused(error))?));
         }
-        let config = BlkConfig::from_options(&options)?;
-        let disk = VirtioBlk::new(config, self.build_block(&description.below)?);
-        Ok(Arc::new(disk.map_err(|error| options.refused(error))?))
+        if spec.name() == NetConfig::INFO.name {
+            let card = VirtioNet::new(NetConfig::from_options(&options)?, self.build_net(below)?);
+            return Ok(Arc::new(card.map_err(|error| options.refused(error))?));
+        }
+        let kind = DescribeErrorKind::Unavailable { stage: spec.name().into() };
+        Err(DescribeError::new(spec.place(), kind))
+    }
+
+    /// The family of requests that a front-end makes.
+    ///
+    /// # Errors
+    /// Where it is no front-end.
+    pub fn family(&self, frontend: &StageSpec) -> Result<Family, DescribeError> {
+        Ok(self.expect(frontend, StageKind::FrontEnd, None)?.info().family)
     }
 
     /// Builds what is below a block device, through [`Pipeline::boxed`].
@@ -161,26 +174,30 @@ impl Registry {
     /// # Errors
     /// Where the chain does not pass the [check](Registry::check), or a stage refuses its options or what is below it.
     pub fn build_block(&self, chain: &Chain) -> Result<BoxBackend<BlockRequest>, DescribeError> {
-        self.check_chain(chain, Family::Block)?;
+        self.build(chain)
+    }
+
+    /// Builds what is below a network card, through [`Pipeline::boxed`].
+    ///
+    /// # Errors
+    /// As [`Registry::build_block`].
+    pub fn build_net(&self, chain: &Chain) -> Result<BoxBackend<NetRequest>, DescribeError> {
+        self.build(chain)
+    }
+
+    fn build<R: Buildable>(&self, chain: &Chain) -> Result<BoxBackend<R>, DescribeError> {
+        self.check_chain(chain, R::OF)?;
         self.build_checked(chain)
     }
 
     /// Builds what has passed the check. The depth of the recursion is that of the brackets, which the check bounds.
-    fn build_checked(&self, chain: &Chain) -> Result<BoxBackend<BlockRequest>, DescribeError> {
+    fn build_checked<R: Buildable>(&self, chain: &Chain) -> Result<BoxBackend<R>, DescribeError> {
         let Node { stage, branches } = &chain.backend;
         let branches: Vec<_> =
             branches.iter().map(|branch| self.build_checked(branch)).collect::<Result<_, _>>()?;
-        let backend = self.make(stage, |build, options| match build {
-            Build::BlockBackend(make) => Some(make(options)),
-            Build::BlockFanOut(_, make) => Some(make(options, branches)),
-            _ => None,
-        })?;
-        let interposer = |spec| {
-            self.make(spec, |build, options| match build {
-                Build::BlockInterposer(make) => Some(make(options)),
-                _ => None,
-            })
-        };
+        let backend = self.make(stage, |build, options| R::make_backend(build, options, branches))?;
+        let interposer =
+            |spec| self.make(spec, |build, options| R::interposer(build).map(|make: &Make<_>| make(options)));
         let stages = chain.stages.iter().map(interposer).collect::<Result<_, _>>()?;
         Ok(Pipeline::boxed(stages, backend)?)
     }
@@ -191,7 +208,7 @@ impl Registry {
         spec: &StageSpec,
         make: impl FnOnce(&Build, &Options<'_>) -> Option<Result<T, DescribeError>>,
     ) -> Result<T, DescribeError> {
-        let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, None))?;
+        let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, None, None))?;
         let options = Options::check(row.info(), spec)?;
         let made = make(row.build(), &options).unwrap_or_else(|| {
             let stage = spec.name().into();
@@ -235,7 +252,7 @@ impl Registry {
         kind: StageKind,
         family: Family,
     ) -> Result<&StageRow, DescribeError> {
-        let row = self.expect(spec, kind)?;
+        let row = self.expect(spec, kind, Some(family))?;
         let own = row.info().family;
         if own != family && own != Family::Any {
             let (is, wanted) = (own.name(), family.name());
@@ -246,9 +263,15 @@ impl Registry {
         Ok(row)
     }
 
-    /// The row of a stage that is to be of that kind. A fan-out stands where a back-end does.
-    fn expect(&self, spec: &StageSpec, kind: StageKind) -> Result<&StageRow, DescribeError> {
-        let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, Some(kind)))?;
+    /// The row of a stage that is to be of that kind, in a pipeline of that family. A fan-out stands where
+    /// a back-end does.
+    fn expect(
+        &self,
+        spec: &StageSpec,
+        kind: StageKind,
+        family: Option<Family>,
+    ) -> Result<&StageRow, DescribeError> {
+        let row = self.row(spec.name()).ok_or_else(|| self.unknown(spec, Some(kind), family))?;
         if row.kind().stands_for(kind) {
             return Ok(row);
         }
@@ -257,8 +280,13 @@ impl Registry {
         Err(DescribeError::new(spec.place(), kind))
     }
 
-    fn unknown(&self, spec: &StageSpec, kind: Option<StageKind>) -> DescribeError {
-        let fits = |row: &&StageRow| kind.is_none_or(|kind| row.kind().stands_for(kind));
+    /// There is no such stage; those that fit the place are what is allowed.
+    fn unknown(&self, spec: &StageSpec, kind: Option<StageKind>, family: Option<Family>) -> DescribeError {
+        let fits = |row: &&StageRow| {
+            let own = row.info().family;
+            kind.is_none_or(|kind| row.kind().stands_for(kind))
+                && family.is_none_or(|family| own == family || own == Family::Any)
+        };
         let allowed = self.rows().filter(fits).map(|row| row.info().name.into()).collect();
         let kind = DescribeErrorKind::UnknownStage { name: spec.name().into(), allowed };
         DescribeError::new(spec.place(), kind)

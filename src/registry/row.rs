@@ -2,8 +2,10 @@
 
 use super::Options;
 use crate::describe::{DescribeError, parse_number, parse_size, parse_switch, parse_time};
+use iovirt_core::Request;
 use iovirt_core::pipeline::{BoxBackend, BoxInterposer};
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::request::net::NetRequest;
 use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
 
@@ -92,6 +94,8 @@ pub enum Family {
     Any,
     /// Block requests.
     Block,
+    /// Network requests.
+    Net,
 }
 
 /// How far a stage is.
@@ -117,6 +121,10 @@ pub(super) enum Build {
     FrontEnd,
     BlockInterposer(Make<BoxInterposer<BlockRequest>>),
     BlockBackend(Make<BoxBackend<BlockRequest>>),
+    NetInterposer(Make<BoxInterposer<NetRequest>>),
+    NetBackend(Make<BoxBackend<NetRequest>>),
+    /// Stands above any family.
+    AnyInterposer(Make<BoxInterposer<BlockRequest>>, Make<BoxInterposer<NetRequest>>),
     /// With the number of branches that it takes.
     BlockFanOut(RangeInclusive<usize>, MakeFanOut),
     /// Nothing in this build.
@@ -152,6 +160,31 @@ impl StageRow {
         Self { info, build: Build::BlockInterposer(Box::new(make)) }
     }
 
+    /// A back-end for network requests.
+    pub fn net_backend(
+        info: StageInfo,
+        make: impl Fn(&Options<'_>) -> Result<BoxBackend<NetRequest>, DescribeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { info, build: Build::NetBackend(Box::new(make)) }
+    }
+
+    /// An interposer for network requests.
+    pub fn net_interposer(
+        info: StageInfo,
+        make: impl Fn(&Options<'_>) -> Result<BoxInterposer<NetRequest>, DescribeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { info, build: Build::NetInterposer(Box::new(make)) }
+    }
+
+    /// An interposer for requests of any family: one builder for each.
+    pub fn any_interposer(
+        info: StageInfo,
+        block: impl Fn(&Options<'_>) -> Result<BoxInterposer<BlockRequest>, DescribeError> + Send + Sync + 'static,
+        net: impl Fn(&Options<'_>) -> Result<BoxInterposer<NetRequest>, DescribeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { info, build: Build::AnyInterposer(Box::new(block), Box::new(net)) }
+    }
+
     /// A stage that spreads block requests over several back-ends: the pipelines in its brackets, of which it takes as many
     /// as `branches` says, in their order.
     pub fn block_fanout(
@@ -182,8 +215,10 @@ impl StageRow {
     pub fn kind(&self) -> StageKind {
         match self.build {
             Build::FrontEnd => StageKind::FrontEnd,
-            Build::BlockInterposer(_) => StageKind::Interposer,
-            Build::BlockBackend(_) => StageKind::BackEnd,
+            Build::BlockInterposer(_) | Build::NetInterposer(_) | Build::AnyInterposer(..) => {
+                StageKind::Interposer
+            }
+            Build::BlockBackend(_) | Build::NetBackend(_) => StageKind::BackEnd,
             Build::BlockFanOut(..) => StageKind::FanOut,
             Build::Absent(kind) => kind,
         }
@@ -291,6 +326,7 @@ impl Family {
         match self {
             Self::Any => "any",
             Self::Block => "block",
+            Self::Net => "net",
         }
     }
 }
@@ -301,5 +337,63 @@ impl Display for Maturity {
             Self::Experimental => "experimental",
             Self::Stable => "stable",
         })
+    }
+}
+
+/// A family of requests that pipelines can be built for.
+pub(super) trait Buildable: Request {
+    /// The family in the table.
+    const OF: Family;
+
+    /// Builds a back-end of this family above what is in its brackets; `None` where the row has none.
+    fn make_backend(
+        build: &Build,
+        options: &Options<'_>,
+        branches: Vec<BoxBackend<Self>>,
+    ) -> Option<Result<BoxBackend<Self>, DescribeError>>;
+
+    /// The builder of an interposer for this family.
+    fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>>;
+}
+
+impl Buildable for BlockRequest {
+    const OF: Family = Family::Block;
+
+    fn make_backend(
+        build: &Build,
+        options: &Options<'_>,
+        branches: Vec<BoxBackend<Self>>,
+    ) -> Option<Result<BoxBackend<Self>, DescribeError>> {
+        match build {
+            Build::BlockBackend(make) => Some(make(options)),
+            Build::BlockFanOut(_, make) => Some(make(options, branches)),
+            _ => None,
+        }
+    }
+
+    fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>> {
+        match build {
+            Build::BlockInterposer(make) | Build::AnyInterposer(make, _) => Some(make),
+            _ => None,
+        }
+    }
+}
+
+impl Buildable for NetRequest {
+    const OF: Family = Family::Net;
+
+    fn make_backend(
+        build: &Build,
+        options: &Options<'_>,
+        _: Vec<BoxBackend<Self>>,
+    ) -> Option<Result<BoxBackend<Self>, DescribeError>> {
+        if let Build::NetBackend(make) = build { Some(make(options)) } else { None }
+    }
+
+    fn interposer(build: &Build) -> Option<&Make<BoxInterposer<Self>>> {
+        match build {
+            Build::NetInterposer(make) | Build::AnyInterposer(_, make) => Some(make),
+            _ => None,
+        }
     }
 }

@@ -4,9 +4,14 @@ use iovirt_backends::block::nbd::{NbdAccess, NbdAddress, NbdConfig};
 use iovirt_backends::block::null::NullConfig;
 use iovirt_backends::interposers::delay::DelayConfig;
 use iovirt_backends::interposers::fault::{FaultConfig, FaultKind};
+use iovirt_backends::interposers::filter::{Drops, FilterConfig};
 use iovirt_backends::interposers::stats::{StatsConfig, StatsControl};
+use iovirt_backends::net::loopback::LoopbackConfig;
+use iovirt_backends::net::tap::TapConfig;
 use iovirt_core::Backend;
+use iovirt_core::request::net::MacAddr;
 use iovirt_core::scheduler::Weight;
+use iovirt_frontends::virtio::net::NetConfig;
 use iovirt_sched::scheduled::{FlowSnapshot, ScheduledConfig};
 use proptest::prelude::*;
 
@@ -37,7 +42,13 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
         ),
         (
             "vritio-blk -> null",
-            "column 1: there is no stage `vritio-blk`; did you mean `virtio-blk`? (allowed: virtio-blk)",
+            "column 1: there is no stage `vritio-blk`; did you mean `virtio-blk`? (allowed: virtio-blk, virtio-net)",
+        ),
+        ("virtio-net -> zzz", "column 15: there is no stage `zzz` (allowed: loopback, tap)"),
+        ("virtio-net -> null", "column 15: `null` is for block requests in a pipeline for net requests"),
+        (
+            "virtio-blk -> filter -> null",
+            "column 15: `filter` is for net requests in a pipeline for block requests",
         ),
         (
             "virtio-blk -> zzz -> null",
@@ -88,6 +99,37 @@ fn errors_name_the_stage_the_key_and_what_is_allowed() {
     ];
     for (text, expected) in cases {
         assert_eq!(complaint(text), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn a_card_is_built_or_refused_with_its_place() {
+    let registry = Registry::standard();
+    let card =
+        |text: &str| registry.build_virtio(&registry.parse(text).unwrap()).map_err(|error| error.to_string());
+    let good = card("virtio-net,mac=52:54:00:12:34:56,queues=2 -> filter -> stats -> loopback").unwrap();
+    assert_eq!((good.name(), good.queue_max_sizes().len()), ("virtio-net", 5));
+    let names: Vec<_> = good.stages().iter().map(|stage| stage.name.clone()).collect();
+    assert_eq!(names, ["filter", "stats", "loopback"]);
+    for (text, expected) in [
+        (
+            "virtio-net,mac=52:54:00 -> loopback",
+            "column 16: `mac` of `virtio-net` cannot be `52:54:00`: it takes six bytes, as in 52:54:00:12:34:56",
+        ),
+        (
+            "virtio-net,mac=01:00:5e:00:00:01 -> loopback",
+            "column 1: `virtio-net`: mac=01:00:5e:00:00:01 is not possible: an address of one station is allowed, not all zeroes",
+        ),
+        (
+            "virtio-net,queues=3 -> loopback,queues=2",
+            "column 1: `virtio-net`: queues=3 is not possible: the network below has 2",
+        ),
+        (
+            "virtio-net -> tap,name=a/b",
+            "column 15: `tap`: a tap cannot be called \"a/b\": 1 to 15 printable characters other than `/`, `%`, `:` are allowed",
+        ),
+    ] {
+        assert_eq!(card(text).unwrap_err(), expected, "{text}");
     }
 }
 
@@ -268,8 +310,17 @@ proptest! {
             ..NbdConfig::new(NbdAddress::Tcp { host: "example".into(), port: (size as u16).max(1) })
         };
         prop_assert_eq!(round_trip(&nbd), nbd);
-        let stats = StatsConfig { name };
+        let stats = StatsConfig { name: name.clone() };
         prop_assert_eq!(round_trip(&stats), stats);
+        let filter = FilterConfig { name: name.clone(), drops: if switch { Drops::All } else { Drops::Receive } };
+        prop_assert_eq!(round_trip(&filter), filter);
+        let tap = TapConfig { name, pairs: 1 + size as u16 % 32 };
+        prop_assert_eq!(round_trip(&tap), tap);
+        let loopback = LoopbackConfig { mtu: (size as u16).max(68), pairs: 1 + physical_block as u16 % 32 };
+        prop_assert_eq!(round_trip(&loopback), loopback);
+        let mac = MacAddr([2, size as u8, physical_block as u8, 0xab, 0, 255]);
+        let card = NetConfig { mac: switch.then_some(mac), pairs: 7, queue_size: 64 };
+        prop_assert_eq!(round_trip(&card), card);
     }
 
     #[test]
@@ -292,7 +343,7 @@ proptest! {
     fn no_description_panics(
         tokens in prop::collection::vec(
             prop::sample::select(vec![
-                "virtio-blk", " -> ", "null", "stats", ",size=", "1G", "memory", ",", "=", "512", "file,path=x", "[", "]", "|",
+                "virtio-blk", "virtio-net,mac=", " -> ", "null", "loopback", "filter,drop=", "stats", ",size=", "1G", "memory", ",", "=", "512", "file,path=x", "[", "]", "|",
             ]),
             0..12,
         ),
@@ -301,7 +352,7 @@ proptest! {
         let text = tokens.concat();
         let _ = registry.parse(&text);
         if let Ok(chain) = text.parse::<Chain>() {
-            let _ = registry.build_block(&chain);
+            let _ = (registry.build_block(&chain), registry.build_net(&chain));
         }
     }
 }

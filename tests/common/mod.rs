@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+pub(crate) mod netns;
+pub(crate) mod raw;
+
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::irq::CountingInterrupt;
 use iovirt_core::pipeline::BoxBackend;

@@ -63,6 +63,9 @@ const MATRIX: &str = "tests/conformance.rs";
 const LIFECYCLE: &str = "tests/lifecycle.rs";
 const SCHED_BENCH: &str = "benches/sched.rs";
 const IN_PROCESS: &str = "tests/in_process.rs";
+const NET: &str = "tests/net_in_process.rs";
+const TAP: &str = "tests/net_tap.rs";
+const NET_BENCH: &str = "benches/net_path.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
 const ALIGN: &str = "iovirt-backends/src/block/align/tests.rs";
@@ -289,6 +292,74 @@ const BLOCKS: &[Block] = &[
             Open,
             Open,
             In(ALIGN, "proptest!"),
+            Needless,
+        ],
+    },
+    Block {
+        name: "virtio-net",
+        kind: "front-end",
+        source: "iovirt-frontends/src/virtio/net/mod.rs",
+        proofs: [
+            Needless,
+            Open,
+            In("tests/net_hostile.rs", "hostile::run"),
+            Open,
+            In("docs/blocks/virtio-net.md", "```pipeline"),
+            In(NET, "virtio_drivers::device::net"),
+            In(NET_BENCH, "VirtioNet::new"),
+            In("iovirt-frontends/src/virtio/net/counters.rs", "pub struct NetSnapshot"),
+            Open,
+            In(NET, "fn saved_in_one_card_and_restored_in_another"),
+        ],
+    },
+    Block {
+        name: "filter",
+        kind: "interposer",
+        source: "iovirt-backends/src/interposers/filter/mod.rs",
+        proofs: [
+            Needless,
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/filter.md", "```pipeline"),
+            In(TAP, "fn a_frame_that_the_filter_drops_never_reaches_the_guest"),
+            Open,
+            In("iovirt-backends/src/interposers/filter/control.rs", "pub struct FilterSnapshot"),
+            Open,
+            Needless,
+        ],
+    },
+    Block {
+        name: "loopback",
+        kind: "back-end",
+        source: "iovirt-backends/src/net/loopback/mod.rs",
+        proofs: [
+            Needless,
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/loopback.md", "```pipeline"),
+            Needless,
+            In(NET_BENCH, "LoopbackBackend::new"),
+            In("iovirt-backends/src/net/loopback/control.rs", "pub struct LoopbackSnapshot"),
+            Open,
+            Needless,
+        ],
+    },
+    Block {
+        name: "tap",
+        kind: "back-end",
+        source: "iovirt-backends/src/net/tap/mod.rs",
+        proofs: [
+            Needless,
+            Open,
+            Needless,
+            Needless,
+            In("docs/blocks/tap.md", "```pipeline"),
+            In(TAP, "fn frames_go_both_ways_in_order"),
+            Open,
+            In("iovirt-backends/src/net/tap/backend.rs", "pub struct TapSnapshot"),
+            Open,
             Needless,
         ],
     },

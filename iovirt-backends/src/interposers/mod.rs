@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`delay`] | holds requests for a time | all |
 //! | [`fault`] | fails requests, or leaves them unanswered, by rule and by chance | all |
+//! | [`filter`] | lets frames pass or drops them, as a predicate says | net |
 //! | [`mirror`] | the same data on several back-ends | block |
 //! | [`overlay`] | copy-on-write over a base that is only read | block |
 //! | [`stats`] | counts requests and bytes, and measures latency | all |
@@ -11,6 +12,7 @@
 
 pub mod delay;
 pub mod fault;
+pub mod filter;
 pub mod mirror;
 pub mod overlay;
 pub mod stats;

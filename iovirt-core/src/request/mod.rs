@@ -1,12 +1,13 @@
 //! What flows through a pipeline: requests down, completions up.
 
 pub mod block;
+pub mod net;
 
 use crate::dma::SgList;
 use std::fmt;
 use std::num::NonZeroU32;
 
-/// One family of I/O: [`block::BlockRequest`] is the first.
+/// One family of I/O: [`block::BlockRequest`], [`net::NetRequest`].
 ///
 /// A request travels by value, so it is small (64 bytes at most; larger parts sit behind a pooled handle). It
 /// **owns the memory it works on until it completes**, and it **comes home with its completion**: whoever
@@ -151,28 +152,15 @@ impl<R: Request> Completions<R> {
         &mut self.list[mark..]
     }
 
-    /// Takes out those since `mark` of which `keep` says no, and hands them to `taken` in any order. Those kept stay in
-    /// theirs.
+    /// Takes out those since `mark` of which `keep` says no, and hands them to `taken`. Both keep their order: frames that
+    /// pass stay in order, and so do requests that go down again.
     pub fn retain_since(
         &mut self,
         mark: usize,
         mut keep: impl FnMut(&mut Completion<R>) -> bool,
         mut taken: impl FnMut(R),
     ) {
-        let mut kept = mark;
-        for at in mark..self.list.len() {
-            if keep(&mut self.list[at]) {
-                if kept != at {
-                    self.list.swap(kept, at);
-                }
-                kept += 1;
-            }
-        }
-        if kept == self.list.len() {
-            return;
-        }
-        // Swapping kept the order of the kept; those refused stand behind them, in no promised order.
-        for refused in self.list.drain(kept..) {
+        for refused in self.list.extract_if(mark.., |completion| !keep(completion)) {
             taken(refused.request);
         }
     }
@@ -197,5 +185,21 @@ mod tests {
         assert_eq!(Depth::new(0), None);
         assert_eq!(Depth::new(Depth::MAX + 1), None);
         assert_eq!(Depth::new(Depth::MAX).map(Depth::get), Some(Depth::MAX as usize));
+    }
+
+    #[test]
+    fn what_passes_and_what_is_taken_out_keep_their_order() {
+        use crate::dma::{SgLimits, SgPool};
+        use net::{NetOutput, NetRequest};
+
+        let mut pool = SgPool::new(9, SgLimits::default());
+        let mut done = Completions::with_depth(Depth::new(9).unwrap());
+        for tag in 0..9 {
+            done.push(NetRequest::receive(Tag::new(tag), 0, pool.take()), NetOutput::Done);
+        }
+        let mut taken = Vec::new();
+        done.retain_since(1, |c| c.request.tag().get() % 3 != 1, |request| taken.push(request.tag().get()));
+        let kept: Vec<_> = done.drain().map(|completion| completion.request.tag().get()).collect();
+        assert_eq!((kept, taken), (vec![0, 2, 3, 5, 6, 8], vec![1, 4, 7]));
     }
 }

@@ -212,12 +212,28 @@ impl<R: Request, B: Backend<R>, S: HookStage<R>> Backend<R> for Hooked<R, S, B> 
     }
 }
 
+/// A held request and its place in the order of their coming.
+#[derive(Debug)]
+struct Holding<R> {
+    arrival: u64,
+    request: R,
+}
+
+/// Releases all held requests as they came, which tags do not tell: frames of one queue must not overtake each other.
+fn release_in_order<R>(held: &mut SlotTable<Holding<R>>, released: &mut Vec<R>) {
+    let mut all: Vec<_> = held.drain().map(|(_, holding)| holding).collect();
+    all.sort_unstable_by_key(|holding| holding.arrival);
+    released.extend(all.into_iter().map(|holding| holding.request));
+}
+
 /// A hook above a queue.
 #[derive(Debug)]
 pub struct HookedQueue<R: Request, H, Q> {
     hook: H,
     below: Q,
-    held: SlotTable<R>,
+    held: SlotTable<Holding<R>>,
+    /// Requests held so far: what the next one's place is.
+    arrivals: u64,
     released: Vec<R>,
     ready: Vec<Completion<R>>,
     draining: bool,
@@ -230,6 +246,7 @@ impl<R: Request, H: Hook<R>, Q: Queue<R>> HookedQueue<R, H, Q> {
             hook,
             below,
             held: SlotTable::new(depth),
+            arrivals: 0,
             released: Vec::with_capacity(depth.get()),
             ready: Vec::with_capacity(depth.get()),
             draining: false,
@@ -244,9 +261,11 @@ impl<R: Request, H: Hook<R>, Q: Queue<R>> HookedQueue<R, H, Q> {
                 cx.run_again();
             }
             Flow::Hold if !self.draining => {
-                if let Some(twin) = self.held.insert(request.tag(), request) {
+                let holding = Holding { arrival: self.arrivals, request };
+                self.arrivals += 1;
+                if let Some(twin) = self.held.insert(holding.request.tag(), holding) {
                     // A client used a tag twice. The first request is not lost: it comes home as given up.
-                    self.ready.push(Completion { request: twin, output: R::aborted() });
+                    self.ready.push(Completion { request: twin.request, output: R::aborted() });
                 }
             }
             Flow::Hold | Flow::Pass => self.below.submit(cx, request),
@@ -308,7 +327,7 @@ impl<R: Request, H: Hook<R>, Q: Queue<R>> Queue<R> for HookedQueue<R, H, Q> {
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {
         self.draining = true;
-        self.released.extend(self.held.drain().map(|(_, request)| request));
+        release_in_order(&mut self.held, &mut self.released);
         self.let_go(cx);
         self.below.drain(cx);
     }
@@ -333,7 +352,7 @@ impl<R: Request, H: Hook<R>, Q: Queue<R>> Queue<R> for HookedQueue<R, H, Q> {
 /// The requests that a hook holds.
 #[derive(Debug)]
 pub struct Held<'a, R: Request> {
-    held: &'a mut SlotTable<R>,
+    held: &'a mut SlotTable<Holding<R>>,
     released: &'a mut Vec<R>,
     ready: &'a mut Vec<Completion<R>>,
 }
@@ -341,23 +360,23 @@ pub struct Held<'a, R: Request> {
 impl<R: Request> Held<'_, R> {
     /// Lets a held request go on; nothing happens where it is not held (any more: a drain lets all of them go).
     pub fn release(&mut self, tag: Tag) {
-        self.released.extend(self.held.take(tag));
+        self.released.extend(self.held.take(tag).map(|holding| holding.request));
     }
 
     /// Completes a held request here.
     pub fn complete(&mut self, tag: Tag, output: R::Output) {
-        self.ready.extend(self.held.take(tag).map(|request| Completion { request, output }));
+        self.ready.extend(self.held.take(tag).map(|holding| Completion { request: holding.request, output }));
     }
 
     /// Takes a held request out, to be dropped: what a broken stage does. Its client learns of it by the memory that was
     /// dropped with it, if at all.
     pub fn take(&mut self, tag: Tag) -> Option<R> {
-        self.held.take(tag)
+        self.held.take(tag).map(|holding| holding.request)
     }
 
-    /// Lets all held requests go on, in the order of their tags.
+    /// Lets all held requests go on, in the order in which they came.
     pub fn release_all(&mut self) {
-        self.released.extend(self.held.drain().map(|(_, request)| request));
+        release_in_order(self.held, self.released);
     }
 
     /// Whether that request is held.

@@ -109,6 +109,9 @@ pub trait QueueWork {
     /// Where it stands.
     fn mode(&self) -> Mode;
 
+    /// Requests that have not come home: a reset waits for them. Not each has a chain; a network card's tokens have none.
+    fn in_flight(&self) -> usize;
+
     /// The heads of the chains taken and not returned.
     fn heads_in_flight(&self) -> Vec<u16>;
 }

@@ -424,7 +424,7 @@ impl QueueLane {
                     Phase::Draining(completer)
                 }
             }
-            Phase::Stopping(completer) if self.work.heads_in_flight().is_empty() => {
+            Phase::Stopping(completer) if self.work.in_flight() == 0 => {
                 self.work.resume(cx);
                 self.ring = None;
                 self.resubmit.clear();

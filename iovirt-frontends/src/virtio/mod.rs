@@ -3,7 +3,7 @@
 //! ```text
 //!   transport/mmio   registers, doorbell, interrupt        any thread
 //!        │  VirtioDevice: features, configuration space
-//!   blk/device ── commands ──► lane ── blk/queue           one worker each
+//!   blk, net   ─── commands ──► lane ── QueueWork           one worker each
 //!                               │        │
 //!                             queue/   Client ──► the pipeline below
 //!                             split ring
@@ -12,6 +12,7 @@
 pub mod blk;
 mod device;
 mod lane;
+pub mod net;
 pub mod queue;
 mod ring;
 pub mod transport;

@@ -109,6 +109,17 @@ impl Ring {
         Ok(())
     }
 
+    /// Puts back the chains that were taken last, so that they are taken again: all of `heads`, none of which may have been
+    /// returned.
+    pub fn undo_pop(&mut self, heads: &[Head]) {
+        if let Some(pins) = &mut self.pins {
+            for head in heads {
+                pins.unpin(head.index().into());
+            }
+        }
+        self.queue.undo_pop(heads.len() as u16);
+    }
+
     /// Returns a chain with `written` bytes written into it; the driver sees it after [`Ring::publish`]. Its memory is not
     /// touched any more after this.
     #[inline]

@@ -5,16 +5,20 @@ use crate::describe::{DescribeError, StageSpec, format_time};
 use crate::registry::{Family, KeyInfo, Maturity, Options, StageInfo, StageRow, ValueKind};
 use iovirt_backends::interposers::Kinds;
 use iovirt_backends::interposers::delay::{Delay, DelayConfig};
+use iovirt_core::Request;
 use iovirt_core::pipeline::BoxInterposer;
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::request::net::NetRequest;
 use std::time::Duration;
 
 pub(super) fn row() -> StageRow {
-    StageRow::block_interposer(DelayConfig::INFO, |options| {
-        let config = DelayConfig::from_options(options)?;
-        let delay = Delay::<BlockRequest>::new(&config).map_err(|error| options.refused(error))?;
-        Ok(BoxInterposer::new(delay.layer()))
-    })
+    StageRow::any_interposer(DelayConfig::INFO, build::<BlockRequest>, build::<NetRequest>)
+}
+
+fn build<R: Request>(options: &Options<'_>) -> Result<BoxInterposer<R>, DescribeError> {
+    let config = DelayConfig::from_options(options)?;
+    let delay = Delay::<R>::new(&config).map_err(|error| options.refused(error))?;
+    Ok(BoxInterposer::new(delay.layer()))
 }
 
 impl TypedStage for DelayConfig {

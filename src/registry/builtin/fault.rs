@@ -5,18 +5,22 @@ use crate::describe::{DescribeError, StageSpec};
 use crate::registry::{Family, KeyInfo, Maturity, Options, StageInfo, StageRow, ValueKind};
 use iovirt_backends::interposers::Kinds;
 use iovirt_backends::interposers::fault::{Fault, FaultConfig, FaultKind};
+use iovirt_core::Request;
 use iovirt_core::pipeline::BoxInterposer;
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::request::net::NetRequest;
 
 const KINDS: [(&str, FaultKind); 3] =
     [("error", FaultKind::Error), ("stall", FaultKind::Stall), ("drop", FaultKind::Drop)];
 
 pub(super) fn row() -> StageRow {
-    StageRow::block_interposer(FaultConfig::INFO, |options| {
-        let config = FaultConfig::from_options(options)?;
-        let fault = Fault::<BlockRequest>::new(&config).map_err(|error| options.refused(error))?;
-        Ok(BoxInterposer::new(fault.layer()))
-    })
+    StageRow::any_interposer(FaultConfig::INFO, build::<BlockRequest>, build::<NetRequest>)
+}
+
+fn build<R: Request>(options: &Options<'_>) -> Result<BoxInterposer<R>, DescribeError> {
+    let config = FaultConfig::from_options(options)?;
+    let fault = Fault::<R>::new(&config).map_err(|error| options.refused(error))?;
+    Ok(BoxInterposer::new(fault.layer()))
 }
 
 impl TypedStage for FaultConfig {

@@ -3,6 +3,8 @@
 mod delay;
 mod fault;
 mod file;
+mod filter;
+mod loopback;
 mod memory;
 mod mirror;
 mod nbd;
@@ -12,7 +14,9 @@ mod scheduled;
 mod stats;
 mod stripe;
 mod swappable;
+mod tap;
 mod virtio_blk;
+mod virtio_net;
 
 use super::{Options, StageInfo, StageRow};
 use crate::describe::{DescribeError, StageSpec};
@@ -47,8 +51,10 @@ pub trait TypedStage: Sized {
 pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
     vec![
         virtio_blk::row(),
+        virtio_net::row(),
         delay::row(),
         fault::row(),
+        filter::row(),
         scheduled::row(groups.clone()),
         stats::row(),
         swappable::row(),
@@ -59,6 +65,8 @@ pub(super) fn rows(groups: &Groups) -> Vec<StageRow> {
         memory::row(),
         file::row(),
         nbd::row(),
+        loopback::row(),
+        tap::row(),
     ]
 }
 

@@ -10,11 +10,17 @@ use std::num::NonZeroUsize;
 
 /// The stages that it builds join these groups.
 pub(super) fn row(groups: Groups) -> StageRow {
-    StageRow::block_interposer(ScheduledConfig::INFO, move |options| {
-        let config = ScheduledConfig::from_options(options)?;
-        let stage = Scheduled::from_config(&config, &groups).map_err(|error| options.refused(error))?;
-        Ok(BoxInterposer::new(stage))
-    })
+    let others = groups.clone();
+    StageRow::any_interposer(
+        ScheduledConfig::INFO,
+        move |options| stage(options, &groups).map(BoxInterposer::new),
+        move |options| stage(options, &others).map(BoxInterposer::new),
+    )
+}
+
+fn stage(options: &Options<'_>, groups: &Groups) -> Result<Scheduled, DescribeError> {
+    let config = ScheduledConfig::from_options(options)?;
+    Scheduled::from_config(&config, groups).map_err(|error| options.refused(error))
 }
 
 impl TypedStage for ScheduledConfig {

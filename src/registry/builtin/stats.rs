@@ -4,14 +4,18 @@ use super::{Spec, TypedStage};
 use crate::describe::{DescribeError, StageSpec};
 use crate::registry::{Family, KeyInfo, Maturity, Options, StageInfo, StageRow, ValueKind};
 use iovirt_backends::interposers::stats::{Stats, StatsConfig};
+use iovirt_core::Request;
 use iovirt_core::pipeline::BoxInterposer;
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::request::net::NetRequest;
 
 pub(super) fn row() -> StageRow {
-    StageRow::block_interposer(StatsConfig::INFO, |options| {
-        let config = StatsConfig::from_options(options)?;
-        Ok(BoxInterposer::new(Stats::<BlockRequest>::new(&config).layer()))
-    })
+    StageRow::any_interposer(StatsConfig::INFO, build::<BlockRequest>, build::<NetRequest>)
+}
+
+fn build<R: Request>(options: &Options<'_>) -> Result<BoxInterposer<R>, DescribeError> {
+    let config = StatsConfig::from_options(options)?;
+    Ok(BoxInterposer::new(Stats::<R>::new(&config).layer()))
 }
 
 impl TypedStage for StatsConfig {

@@ -357,6 +357,10 @@ impl QueueWork for BlkQueue {
         self.client.mode()
     }
 
+    fn in_flight(&self) -> usize {
+        self.client.in_flight()
+    }
+
     fn heads_in_flight(&self) -> Vec<u16> {
         self.client.contexts().map(|pending| pending.head.index()).collect()
     }

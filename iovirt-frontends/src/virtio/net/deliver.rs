@@ -1,0 +1,160 @@
+//! Frames into the guest's buffers: the only place where the guest's memory is written.
+
+use super::counters::{NetCounters, Tally};
+use super::filter::{CachedMode, SharedMode};
+use super::packet::{HEADER_LEN, receive_header};
+use crate::virtio::QueueError;
+use crate::virtio::queue::{Chain, Head};
+use crate::virtio::ring::Ring;
+use iovirt_core::dma::SgList;
+use iovirt_core::request::net::{ETHERNET_HEADER, MacAddr};
+
+/// Most buffers that one frame is spread over. The longest frame fits into them if each has 1 KiB.
+const MAX_BUFFERS: usize = 64;
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// It is in the guest's buffers, or was dropped for good.
+    Done,
+    /// The guest has no buffer.
+    NoBuffer,
+    /// The guest has buffers, but not enough of them.
+    TooFew,
+}
+
+/// Writes frames into the guest's buffers.
+pub(super) struct Deliverer {
+    mode: CachedMode,
+    pub(super) mergeable: bool,
+    /// The buffers of the frame at hand; grows to what one frame needs.
+    chains: Vec<Chain>,
+    heads: Vec<Head>,
+    received: Tally,
+    filtered: Tally,
+    no_fit: Tally,
+}
+
+impl Deliverer {
+    pub(super) fn new(mode: &SharedMode) -> Self {
+        Self {
+            mode: mode.cached(),
+            mergeable: false,
+            chains: vec![Chain::new()],
+            heads: Vec::with_capacity(MAX_BUFFERS),
+            received: Tally::default(),
+            filtered: Tally::default(),
+            no_fit: Tally::default(),
+        }
+    }
+
+    /// Takes up the receive mode: once per turn.
+    pub(super) fn refresh(&mut self, mode: &SharedMode) {
+        mode.refresh(&mut self.mode);
+    }
+
+    /// Adds what was counted since the last call.
+    pub(super) fn report(&mut self, counters: &NetCounters) {
+        self.received.add_to(&counters.received);
+        self.filtered.add_to(&counters.filtered);
+        self.no_fit.add_to(&counters.no_fit);
+    }
+
+    /// Drops a frame that does not fit.
+    pub(super) fn drop_unfit(&mut self) {
+        self.no_fit.count();
+    }
+
+    /// Whether the driver wants that frame; one that it does not want is counted.
+    #[inline]
+    pub(super) fn wants(&mut self, frame: &SgList) -> bool {
+        let mut to = MacAddr::default();
+        let wanted = frame.len() >= u64::from(ETHERNET_HEADER)
+            && frame.copy_to(0, &mut to.0).is_ok()
+            && self.mode.mode.wants(to);
+        if !wanted {
+            self.filtered.count();
+        }
+        wanted
+    }
+
+    /// Puts a frame into the guest's next buffers.
+    ///
+    /// # Errors
+    /// Where the ring is broken, or a buffer cannot even hold a header.
+    #[inline]
+    pub(super) fn deliver(&mut self, ring: &mut Ring, frame: &SgList) -> Result<Delivery, QueueError> {
+        let need = HEADER_LEN as u64 + frame.len();
+        self.heads.clear();
+        let mut room = 0;
+        while room < need {
+            if self.heads.len() == MAX_BUFFERS {
+                self.put_back(ring);
+                self.no_fit.count();
+                return Ok(Delivery::Done);
+            }
+            let Some(len) = self.take(ring)? else {
+                let taken = self.heads.len();
+                // The doorbell is to ring for the buffer behind those that are here, so it is asked for before they go back.
+                if taken > 0 && ring.enable_notifications() {
+                    continue;
+                }
+                self.put_back(ring);
+                return Ok(if taken == 0 { Delivery::NoBuffer } else { Delivery::TooFew });
+            };
+            room += len;
+            if room < need && !self.mergeable {
+                self.put_back(ring);
+                self.no_fit.count();
+                return Ok(Delivery::Done);
+            }
+        }
+        self.write(ring, frame)?;
+        self.received.count();
+        Ok(Delivery::Done)
+    }
+
+    /// Takes one more buffer and says how long it is.
+    #[inline]
+    fn take(&mut self, ring: &mut Ring) -> Result<Option<u64>, QueueError> {
+        let at = self.heads.len();
+        if at == self.chains.len() {
+            self.chains.push(Chain::new());
+        }
+        let Some(head) = ring.pop(&mut self.chains[at])? else { return Ok(None) };
+        self.heads.push(head);
+        let len = self.chains[at].writable().len();
+        if len < HEADER_LEN as u64 {
+            return Err(QueueError::Request("a receive buffer has no room for a header"));
+        }
+        Ok(Some(len))
+    }
+
+    fn put_back(&mut self, ring: &mut Ring) {
+        ring.undo_pop(&self.heads);
+        self.heads.clear();
+    }
+
+    /// Copies the frame behind its header into the buffers that were taken, which have room for it.
+    #[inline]
+    fn write(&mut self, ring: &mut Ring, frame: &SgList) -> Result<(), QueueError> {
+        const IMPOSSIBLE: QueueError = QueueError::Request("a receive buffer cannot be written");
+        let header = receive_header(self.heads.len() as u16);
+        let mut done = 0;
+        for (at, (chain, &head)) in self.chains.iter_mut().zip(&self.heads).enumerate() {
+            let buffer = chain.writable_mut();
+            let mut start = 0;
+            if at == 0 {
+                buffer.copy_from(0, &header).map_err(|_| IMPOSSIBLE)?;
+                start = header.len() as u64;
+            }
+            let part = (buffer.len() - start).min(frame.len() - done);
+            buffer.copy_sg(start, frame, done, part).map_err(|_| IMPOSSIBLE)?;
+            done += part;
+            buffer.mark_dirty(ring.view(), start + part);
+            // A chain's length fits 32 bits: the ring engine checks that.
+            ring.push_used(head, (start + part) as u32);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+//! The device: features and configuration space, derived from what the stack below can do.
+
+use super::config::{ConfigError, NetConfig, Role};
+use super::counters::NetCounters;
+use super::ctrl::{ControlQueue, EitherQueue};
+use super::filter::{ReceiveMode, SharedMode};
+use super::rx::ReceiveQueue;
+use super::state::NetState;
+use super::tx::TransmitQueue;
+use crate::virtio::{ConfigListener, QueueFactory, VirtioDevice};
+use iovirt_core::pipeline::{BoxBackend, Event, EventListener, Stages};
+use iovirt_core::request::net::{MacAddr, NetRequest};
+use iovirt_core::state::{SavedState, StageStates, StateError};
+use iovirt_core::worker::LaneWaker;
+use iovirt_core::{Backend, BackendError, Depth};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// VIRTIO 1.2, section 5: network card.
+const DEVICE_ID: u32 = 1;
+
+/// A virtio network card above a network stack.
+#[derive(Debug)]
+pub struct VirtioNet {
+    config: NetConfig,
+    mac: MacAddr,
+    queue_sizes: Vec<u16>,
+    shared: Arc<NetShared>,
+    listener: Arc<CapsListener>,
+}
+
+/// What all queues of one device share.
+#[derive(Debug)]
+pub(super) struct NetShared {
+    pub(super) backend: BoxBackend<NetRequest>,
+    pub(super) mode: SharedMode,
+    pub(super) pairs: u16,
+    /// Pairs that the driver uses: those from 0.
+    pub(super) active_pairs: AtomicU16,
+    pub(super) counters: Arc<NetCounters>,
+    receivers: Mutex<Vec<LaneWaker>>,
+}
+
+impl NetShared {
+    /// One more lane that wants to know which pairs are used.
+    pub(super) fn add_receiver(&self, waker: LaneWaker) {
+        self.receivers.lock().unwrap_or_else(PoisonError::into_inner).push(waker);
+    }
+
+    pub(super) fn set_active_pairs(&self, pairs: u16) {
+        self.active_pairs.store(pairs, Ordering::SeqCst);
+        self.receivers.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(LaneWaker::wake);
+    }
+}
+
+/// Passes the stack's events on to the transport.
+#[derive(Default)]
+struct CapsListener {
+    transport: Mutex<Option<Arc<dyn ConfigListener>>>,
+}
+
+impl EventListener for CapsListener {
+    fn event(&self, _: Event) {
+        let transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(transport) = transport {
+            transport.config_changed();
+        }
+    }
+}
+
+impl std::fmt::Debug for CapsListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CapsListener")
+    }
+}
+
+impl VirtioNet {
+    /// A network card above that stack.
+    ///
+    /// # Errors
+    /// Where an option is not possible, at all or above that stack.
+    pub fn new(config: NetConfig, backend: BoxBackend<NetRequest>) -> Result<Self, ConfigError> {
+        config.check()?;
+        let caps = backend.caps();
+        if config.pairs > caps.pairs {
+            return Err(ConfigError::PairsBelow { wanted: config.pairs, there: caps.pairs });
+        }
+        let listener = Arc::new(CapsListener::default());
+        let subscription: Arc<dyn EventListener> = listener.clone();
+        backend.subscribe(&subscription);
+        let mac = config.mac.or(caps.mac).unwrap_or_else(random_address);
+        let shared = Arc::new(NetShared {
+            backend,
+            mode: SharedMode::new(ReceiveMode::new(mac)),
+            pairs: config.pairs,
+            active_pairs: AtomicU16::new(1),
+            counters: Arc::default(),
+            receivers: Mutex::default(),
+        });
+        let queue_sizes = vec![config.queue_size; usize::from(config.pairs) * 2 + 1];
+        Ok(Self { config, mac, queue_sizes, shared, listener })
+    }
+
+    /// What became of frames: to be kept by whoever reads it, before the device goes behind its transport.
+    pub fn counters(&self) -> Arc<NetCounters> {
+        self.shared.counters.clone()
+    }
+}
+
+/// An address of nobody's: locally administered, one station's.
+fn random_address() -> MacAddr {
+    let mut bytes = [0x52; 6];
+    bytes[1..].copy_from_slice(&RandomState::new().hash_one(DEVICE_ID).to_le_bytes()[..5]);
+    MacAddr(bytes)
+}
+
+impl VirtioDevice for VirtioNet {
+    fn name(&self) -> &'static str {
+        "virtio-net"
+    }
+
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        self.config.features()
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, _: u64, offset: u64, data: &mut [u8]) {
+        let space = self.config.space(&self.shared.backend.caps(), self.shared.mode.get().mac);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (at, byte) in data.iter_mut().enumerate() {
+            *byte = from.checked_add(at).and_then(|at| space.get(at)).copied().unwrap_or(0);
+        }
+    }
+
+    fn write_config(&self, _: u64, _: u64, _: &[u8]) {
+        // Everything is read-only since version 1: the address is set by the control queue (section 5.1.4).
+    }
+
+    fn set_config_listener(&self, listener: Arc<dyn ConfigListener>) {
+        *self.listener.transport.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+    }
+
+    fn queue_factory(&self, index: u16) -> QueueFactory {
+        let shared = self.shared.clone();
+        let size = self.queue_sizes.get(usize::from(index)).copied().unwrap_or(0);
+        let role = Role::of(index, self.config.pairs);
+        Box::new(move |cx| {
+            let depth = Depth::new(size.into())
+                .ok_or_else(|| BackendError::config(format!("virtio-net has no queue {index}")))?;
+            Ok(match role {
+                Role::Receive(pair) => Box::new(ReceiveQueue::open(shared, pair, cx, depth)?),
+                Role::Transmit(pair) => Box::new(TransmitQueue::open(shared, pair, cx, depth)?),
+                Role::Control => Box::new(ControlQueue::new(shared)),
+                Role::SecondReceiveOrControl => Box::new(EitherQueue {
+                    receive: ReceiveQueue::open(shared.clone(), 1, cx, depth)?,
+                    control: ControlQueue::new(shared),
+                    is_control: false,
+                }),
+            })
+        })
+    }
+
+    fn reset(&self) {
+        self.shared.mode.change(|mode| *mode = ReceiveMode::new(self.mac));
+        self.shared.set_active_pairs(1);
+    }
+
+    fn stages(&self) -> Stages {
+        self.shared.backend.list_stages()
+    }
+
+    fn save(&self, stages: &mut StageStates) -> Result<Vec<u8>, StateError> {
+        self.shared.backend.save(stages)?;
+        let mode = ReceiveMode::clone(&self.shared.mode.get());
+        let active_pairs = self.shared.active_pairs.load(Ordering::SeqCst);
+        Ok(NetState { mode, active_pairs }.to_envelope())
+    }
+
+    fn restore(&self, saved: &[u8], stages: &mut StageStates) -> Result<(), StateError> {
+        let state = NetState::from_envelope(saved)?;
+        let mismatch = |reason: String| StateError::Mismatch { kind: "virtio-net".into(), reason };
+        if state.active_pairs == 0 || state.active_pairs > self.config.pairs {
+            let (used, there) = (state.active_pairs, self.config.pairs);
+            return Err(mismatch(format!("the driver uses {used} pairs of queues, this device has {there}")));
+        }
+        if !state.mode.is_sound() {
+            return Err(mismatch("its receive mode is none that a driver can set".into()));
+        }
+        self.shared.backend.restore(stages)?;
+        self.shared.mode.change(|mode| *mode = state.mode);
+        self.shared.set_active_pairs(state.active_pairs);
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! The transmit queue: chains into requests.
+
+use super::counters::Tally;
+use super::device::NetShared;
+use super::packet::take_header;
+use crate::virtio::queue::{Chain, Head};
+use crate::virtio::ring::Ring;
+use crate::virtio::{QueueError, QueueWork};
+use iovirt_core::dma::{DmaView, SgLimits, SgList};
+use iovirt_core::request::net::{NetOutput, NetRequest};
+use iovirt_core::stage::{Client, Finished};
+use iovirt_core::worker::{Turn, WorkerContext};
+use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Tag};
+use std::sync::Arc;
+
+/// Chains taken in one turn before other lanes have theirs: the bound on one doorbell's work.
+const TURN_CHAINS: usize = 256;
+/// Most pieces of one frame: what the host's vectored calls take, but for those of a header in front.
+const LIMITS: SgLimits = SgLimits { segments: 1022, host_bytes: 128 << 10 };
+
+/// The device's side of a transmit queue.
+pub(super) struct TransmitQueue {
+    shared: Arc<NetShared>,
+    pair: u16,
+    client: Client<NetRequest, Head>,
+    chain: Chain,
+    sent: Tally,
+    failed: Tally,
+    malformed: Tally,
+}
+
+impl TransmitQueue {
+    pub(super) fn open(
+        shared: Arc<NetShared>,
+        pair: u16,
+        cx: &mut WorkerContext<'_>,
+        depth: Depth,
+    ) -> Result<Self, BackendError> {
+        let queue = shared.backend.open(cx, depth)?;
+        Ok(Self {
+            shared,
+            pair,
+            client: Client::new(cx, queue, depth, LIMITS),
+            chain: Chain::new(),
+            sent: Tally::default(),
+            failed: Tally::default(),
+            malformed: Tally::default(),
+        })
+    }
+
+    /// Takes up to `budget` chains and says how many it took.
+    #[inline]
+    fn take_chains(
+        &mut self,
+        cx: &mut WorkerContext<'_>,
+        ring: &mut Ring,
+        budget: usize,
+    ) -> Result<usize, QueueError> {
+        for taken in 0..budget {
+            let Some((tag, sg)) = self.client.begin() else { return Ok(taken) };
+            match ring.pop(&mut self.chain) {
+                Ok(Some(head)) => self.start(cx, ring, head, (tag, sg)),
+                Ok(None) => {
+                    self.client.abandon(tag, sg);
+                    return Ok(taken);
+                }
+                Err(error) => {
+                    self.client.abandon(tag, sg);
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(budget)
+    }
+
+    /// Sends the frame of the chain at hand; what is none is given back and counted.
+    #[inline]
+    fn start(
+        &mut self,
+        cx: &mut WorkerContext<'_>,
+        ring: &mut Ring,
+        head: Head,
+        (tag, mut sg): (Tag, Box<SgList>),
+    ) {
+        let (readable, _) = self.chain.parts_mut();
+        // No offload was on offer, so a frame that asks for one cannot be sent as it is meant.
+        let plain = take_header(readable).is_some_and(iovirt_core::request::net::Offload::is_plain);
+        if !plain || readable.is_empty() || sg.swap_segments(readable).is_err() {
+            self.malformed.count();
+            self.client.abandon(tag, sg);
+            ring.push_used(head, 0);
+            return;
+        }
+        self.client.submit(cx, NetRequest::transmit(tag, self.pair, sg), head);
+    }
+
+    #[inline]
+    fn bring_home(&mut self, cx: &mut WorkerContext<'_>, mut ring: Option<&mut Ring>) {
+        let Self { client, sent, failed, .. } = self;
+        client.poll(cx, |_, Finished { context, output, .. }| {
+            if output == NetOutput::Done {
+                sent.count()
+            } else {
+                failed.count()
+            }
+            if let Some(ring) = &mut ring {
+                ring.push_used(context, 0);
+            }
+        });
+    }
+
+    fn report(&mut self) {
+        let counters = &self.shared.counters;
+        self.sent.add_to(&counters.sent);
+        self.failed.add_to(&counters.send_failed);
+        self.malformed.add_to(&counters.malformed);
+    }
+
+    fn rounds(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
+        let mut left = TURN_CHAINS;
+        loop {
+            self.bring_home(cx, Some(ring));
+            let taken = self.take_chains(cx, ring, left).inspect_err(|_| ring.publish())?;
+            if taken > 0 {
+                left -= taken;
+                ring.count_chains(taken as u64);
+                self.client.kick(cx);
+                self.bring_home(cx, Some(ring));
+            }
+            ring.publish();
+            if left == 0 {
+                return Ok(Turn::Again);
+            }
+            if taken == 0 && (!ring.enable_notifications() || self.client.is_full()) {
+                // Where all tags are out, the next completion makes room and brings the next turn.
+                return Ok(Turn::Idle);
+            }
+        }
+    }
+}
+
+impl QueueWork for TransmitQueue {
+    fn start(&mut self, _: u64) {}
+
+    fn memory_changed(&mut self, view: &DmaView) {
+        self.client.refresh(view);
+    }
+
+    fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
+        ring.disable_notifications();
+        let turn = self.rounds(cx, ring);
+        self.report();
+        turn
+    }
+
+    fn settle(&mut self, cx: &mut WorkerContext<'_>, mut ring: Option<&mut Ring>) -> Result<(), QueueError> {
+        self.client.kick(cx);
+        self.bring_home(cx, ring.as_deref_mut());
+        if let Some(ring) = ring {
+            ring.publish();
+        }
+        self.report();
+        Ok(())
+    }
+
+    fn resubmit(
+        &mut self,
+        cx: &mut WorkerContext<'_>,
+        ring: &mut Ring,
+        heads: &[u16],
+    ) -> Result<(), QueueError> {
+        for &head in heads {
+            let Some((tag, sg)) = self.client.begin() else {
+                return Err(QueueError::TooManyInFlight);
+            };
+            let head = Head::from_saved(head);
+            if let Err(error) = ring.reread(head, &mut self.chain) {
+                self.client.abandon(tag, sg);
+                return Err(error.into());
+            }
+            self.start(cx, ring, head, (tag, sg));
+        }
+        self.client.kick(cx);
+        Ok(())
+    }
+
+    fn drain(&mut self, cx: &mut WorkerContext<'_>) {
+        self.client.queue().drain(cx);
+    }
+
+    fn resume(&mut self, cx: &mut WorkerContext<'_>) {
+        self.client.queue().resume(cx);
+        cx.run_again();
+    }
+
+    fn mode(&self) -> Mode {
+        self.client.mode()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.client.in_flight()
+    }
+
+    fn heads_in_flight(&self) -> Vec<u16> {
+        self.client.contexts().map(|head| head.index()).collect()
+    }
+}
