@@ -71,6 +71,9 @@ mod texts {
     #[doc = include_str!("../README.md")]
     struct Readme;
 
+    #[doc = include_str!("../docs/iommu.md")]
+    struct Iommu;
+
     #[doc = include_str!("../docs/virtio-mmio.md")]
     struct VirtioMmio;
 }

@@ -87,8 +87,14 @@ fn disks() -> Vec<Disk> {
     vec![
         ("memory", Box::new(|| build("memory,size=1M"))),
         ("null", Box::new(|| build("null,size=1M"))),
+        ("mirror", Box::new(|| build("mirror [memory,size=1M | memory,size=1M]"))),
+        ("stripe", Box::new(|| build("stripe [memory,size=1M | memory,size=1M]"))),
+        ("overlay", Box::new(|| build("overlay [memory,size=1M | null,size=1M]"))),
         ("file", Box::new(|| file(""))),
         ("file, write-back", Box::new(|| file(",cache=write-back"))),
+        ("mirror", Box::new(|| build("mirror,read=round-robin [memory,size=1M | memory,size=1M]"))),
+        ("stripe", Box::new(|| build("stripe,chunk=1536 [memory,size=1M | memory,size=1M]"))),
+        ("overlay", Box::new(|| build("overlay,cluster=4K [memory,size=1M | memory,size=1M]"))),
         ("a simulated disk", Box::new(|| PowerLossDisk::boxed(PowerLossConfig::new(1 << 20)))),
     ]
 }

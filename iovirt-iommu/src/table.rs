@@ -1,9 +1,8 @@
 //! A table of disjoint ranges.
 
 use arc_swap::ArcSwap;
-use iovirt_core::dma::{Access, DmaFault, FaultReason, Translate, Translation};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use iovirt_core::dma::{Access, DmaFault, FaultReason, IovaRange, Translation};
+use std::sync::Arc;
 use thiserror::Error;
 
 /// What a device may do to a range.
@@ -75,20 +74,18 @@ pub enum UnmapRefused {
     },
 }
 
-/// An I/O address space: disjoint ranges, each with where it lies and what is allowed.
+/// Disjoint ranges, each with where it lies and what is allowed.
 ///
 /// Translation takes no lock: it searches an immutable table, in time logarithmic in the number of mappings. A change copies
-/// the table (32 bytes a mapping) and is made by one thread at a time.
+/// the table (32 bytes a mapping); the owner sees to it that one thread at a time makes one.
 #[derive(Debug)]
-pub struct IntervalTable {
+pub(crate) struct IntervalTable {
     current: ArcSwap<Vec<Mapping>>,
-    changing: Mutex<()>,
-    generation: AtomicU64,
     limit: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Mapping {
+pub(crate) struct Mapping {
     iova: u64,
     /// Not zero; `iova + len` and `addr + len` fit 64 bits.
     len: u64,
@@ -103,20 +100,19 @@ impl Mapping {
 }
 
 impl IntervalTable {
-    /// A table that maps nothing, and takes at most `limit` mappings.
-    pub fn new(limit: usize) -> Self {
-        Self { current: ArcSwap::default(), changing: Mutex::default(), generation: AtomicU64::new(0), limit }
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { current: ArcSwap::default(), limit }
     }
 
-    /// Maps `len` bytes from the I/O virtual address `iova` to guest physical `addr`. In any unit: whatever granule the
-    /// guest is told to keep to is for the front-end to check.
-    ///
-    /// # Errors
-    /// Where the range cannot be, overlaps a mapping, or is one too many; nothing has changed then.
-    pub fn map(&self, iova: u64, len: u64, addr: u64, permissions: Permissions) -> Result<(), MapRefused> {
+    pub(crate) fn map(
+        &self,
+        iova: u64,
+        len: u64,
+        addr: u64,
+        permissions: Permissions,
+    ) -> Result<(), MapRefused> {
         let end = iova.checked_add(len).filter(|_| len > 0 && addr.checked_add(len).is_some());
         let end = end.ok_or(MapRefused::Range { iova, len })?;
-        let _changing = self.lock();
         let table = self.current.load();
         // Ranges are disjoint, so their ends are in the order of their beginnings.
         let at = table.partition_point(|mapping| mapping.end() <= iova);
@@ -130,19 +126,14 @@ impl IntervalTable {
         changed.extend_from_slice(&table[..at]);
         changed.push(Mapping { iova, len, addr, permissions });
         changed.extend_from_slice(&table[at..]);
-        // What did not translate before does now: nobody holds anything that is out of date.
         self.current.store(Arc::new(changed));
         Ok(())
     }
 
-    /// Removes all mappings within a range and says how many there were.
-    ///
-    /// # Errors
-    /// Where the range cannot be, or covers a mapping in part; nothing has changed then.
-    pub fn unmap(&self, iova: u64, len: u64) -> Result<usize, UnmapRefused> {
+    /// Removes all mappings within a range and says from where to where they reached; `None` where there were none.
+    pub(crate) fn unmap(&self, iova: u64, len: u64) -> Result<Option<IovaRange>, UnmapRefused> {
         let end = iova.checked_add(len).filter(|_| len > 0);
         let end = end.ok_or(UnmapRefused::Range { iova, len })?;
-        let _changing = self.lock();
         let table = self.current.load();
         let first = table.partition_point(|mapping| mapping.end() <= iova);
         let last = table.partition_point(|mapping| mapping.iova < end);
@@ -150,45 +141,24 @@ impl IntervalTable {
         if removed.iter().any(|mapping| mapping.iova < iova || mapping.end() > end) {
             return Err(UnmapRefused::Split { iova, len });
         }
-        if !removed.is_empty() {
-            self.replace([&table[..first], &table[last..]].concat());
+        let reach = removed.first().zip(removed.last());
+        let reach = reach.and_then(|(first, last)| IovaRange::new(first.iova, last.end() - first.iova));
+        if reach.is_some() {
+            self.current.store(Arc::new([&table[..first], &table[last..]].concat()));
         }
-        Ok(last - first)
+        Ok(reach)
     }
 
     /// Removes all mappings.
-    pub fn clear(&self) {
-        let _changing = self.lock();
-        self.replace(Vec::new());
+    pub(crate) fn clear(&self) {
+        self.current.store(Arc::default());
     }
 
-    /// How many mappings there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.current.load().len()
     }
 
-    /// Whether nothing is mapped.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Takes up a table that lacks mappings, under the lock. Whoever sees the new generation sees the new table.
-    fn replace(&self, table: Vec<Mapping>) {
-        self.current.store(Arc::new(table));
-        self.generation.fetch_add(1, Ordering::Release);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Translate for IntervalTable {
-    fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    fn translate(&self, iova: u64, _: u64, access: Access) -> Result<Translation, DmaFault> {
+    pub(crate) fn translate(&self, iova: u64, access: Access) -> Result<Translation, DmaFault> {
         let table = self.current.load();
         let at = table.partition_point(|mapping| mapping.end() <= iova);
         let fault = |reason| DmaFault { iova, access, reason };

@@ -5,6 +5,7 @@
 pub(crate) mod netns;
 pub(crate) mod raw;
 
+use iovirt_core::dma::DmaSpace;
 use iovirt_core::irq::CountingInterrupt;
 use iovirt_core::pipeline::BoxBackend;
 use iovirt_core::request::block::BlockRequest;
@@ -29,9 +30,19 @@ pub(crate) fn disk(
     stack: BoxBackend<BlockRequest>,
     workers: &[WorkerHandle],
 ) -> (Arc<MmioDevice>, Arc<CountingInterrupt>) {
+    disk_in(Arena::get().space(), config, stack, workers)
+}
+
+/// The same, in that memory.
+pub(crate) fn disk_in(
+    space: &DmaSpace,
+    config: BlkConfig,
+    stack: BoxBackend<BlockRequest>,
+    workers: &[WorkerHandle],
+) -> (Arc<MmioDevice>, Arc<CountingInterrupt>) {
     let interrupts = Arc::new(CountingInterrupt::new());
     let blk = Arc::new(VirtioBlk::new(config, stack).expect("a good configuration"));
-    let device = MmioDevice::new(blk, Arena::get().space(), interrupts.clone(), workers).expect("a device");
+    let device = MmioDevice::new(blk, space, interrupts.clone(), workers).expect("a device");
     (Arc::new(device), interrupts)
 }
 
@@ -44,8 +55,13 @@ pub(crate) struct Rig {
 impl Rig {
     /// A disk above `stack`, run by a worker of this thread.
     pub(crate) fn new(config: BlkConfig, stack: BoxBackend<BlockRequest>) -> Self {
+        Self::new_in(Arena::get().space(), config, stack)
+    }
+
+    /// The same, in that memory.
+    pub(crate) fn new_in(space: &DmaSpace, config: BlkConfig, stack: BoxBackend<BlockRequest>) -> Self {
         let worker = Worker::new(WorkerConfig::default()).expect("a worker");
-        let (device, interrupts) = disk(config, stack, &[worker.handle()]);
+        let (device, interrupts) = disk_in(space, config, stack, &[worker.handle()]);
         Self { worker: Rc::new(RefCell::new(worker)), device, interrupts }
     }
 

@@ -369,7 +369,7 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-backends/src/interposers/mirror/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/mirror/tests.rs", "conformance::run"),
-            Open,
+            In("tests/lifecycle.rs", "\"mirror\""),
             Needless,
             Needless,
             In("docs/blocks/mirror.md", "```pipeline"),
@@ -389,7 +389,7 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-backends/src/interposers/stripe/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/stripe/tests.rs", "conformance::run"),
-            Open,
+            In("tests/lifecycle.rs", "\"stripe\""),
             Needless,
             Needless,
             In("docs/blocks/stripe.md", "```pipeline"),
@@ -406,7 +406,7 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-backends/src/interposers/overlay/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/overlay/tests.rs", "conformance::run"),
-            Open,
+            In("tests/lifecycle.rs", "\"overlay\""),
             Needless,
             Needless,
             In("docs/blocks/overlay.md", "```pipeline"),

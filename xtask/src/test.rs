@@ -44,13 +44,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     if options.list {
-        for step in &STEPS {
+        for step in STEPS {
             println!("{:<10} {}", step.name, step.about);
         }
         return Ok(ExitCode::SUCCESS);
     }
     let mut results = Vec::new();
-    for step in &STEPS {
+    for step in STEPS {
         let clock = Instant::now();
         let ending = if let Some(reason) = left_out(step, options) {
             Ending::Left(reason)

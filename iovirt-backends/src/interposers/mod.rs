@@ -1,4 +1,4 @@
-//! Stages that stand between a device and a back-end.
+//! Stages that stand between a device and a back-end, and those above several back-ends.
 //!
 //! | stage | what it does | families |
 //! |---|---|---|

@@ -9,6 +9,7 @@
 //! | [`SgList`] | the scatter-gather list of one request; owns what its segments point to | one request |
 //! | [`SgPool`] | where lists rest between requests | one queue |
 //! | [`Translate`] | an IOMMU as a device sees it | the space it was given to |
+//! | [`PinTable`], [`InvalidateTicket`] | what requests hold of a translation, and the wait for them | one queue; whoever unmaps |
 //!
 //! # How memory stays valid
 //!
@@ -44,6 +45,7 @@ mod error;
 mod guest_memory;
 mod lost;
 mod map;
+pub mod pin;
 mod pool;
 mod raw;
 mod region;
@@ -62,6 +64,10 @@ pub use dirty::{DirtyLog, PageLog};
 pub use error::{DmaError, MapError};
 pub use lost::{LostTags, LostWaker};
 pub use map::MemoryMap;
+pub use pin::{
+    InvalidateStatus, InvalidateTicket, IovaRange, IovaSpans, Lease, PinBoard, PinTable, PinWaker,
+    StuckListener, StuckPolicy, StuckReport,
+};
 pub use pool::SgPool;
 pub use raw::IoVec;
 pub use region::{Protection, Region};

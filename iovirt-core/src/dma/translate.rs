@@ -2,19 +2,19 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use super::Access;
+use super::{Access, InvalidateTicket, IovaRange, PinBoard};
 
 /// Turns I/O virtual addresses into guest physical ones.
 ///
 /// Called on the data path by many workers at once. What it returns is used until the next
-/// [`DmaView::refresh`](super::DmaView::refresh) that sees another [`generation`](Translate::generation).
+/// [`DmaView::refresh`](super::DmaView::refresh) that sees another generation of [`pins`](Translate::pins).
 pub trait Translate: fmt::Debug + Send + Sync {
-    /// A number that changes whenever a mapping was removed or changed, at the cost of one atomic load.
-    /// Pure additions need not change it.
-    fn generation(&self) -> u64;
+    /// Where the device pins what it uses; always the same board. Whoever removes or changes a mapping does it in the table
+    /// first, then calls [`PinBoard::invalidate`], and takes the mapping for gone when that ticket is done. Pure additions
+    /// need none of this.
+    fn pins(&self) -> &Arc<PinBoard>;
 
     /// Translates the start of `iova .. iova + len`. The answer covers at least one byte and may cover less
     /// or more than `len`; the caller asks again for what is left.
@@ -77,7 +77,7 @@ impl std::error::Error for DmaFault {}
 #[derive(Debug, Default)]
 pub struct PageTable {
     pages: RwLock<HashMap<u64, Page>>,
-    generation: AtomicU64,
+    pins: Arc<PinBoard>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -96,32 +96,35 @@ impl PageTable {
     }
 
     /// Maps the page of `iova` to the page of guest physical `addr`. `allowed` is the strongest access:
-    /// [`Access::Write`] allows both.
-    pub fn map(&self, iova: u64, addr: u64, allowed: Access) {
+    /// [`Access::Write`] allows both. Wait for the ticket where the page was mapped to something else.
+    pub fn map(&self, iova: u64, addr: u64, allowed: Access) -> Option<InvalidateTicket> {
         let page = Page { addr: addr & !(Self::PAGE - 1), writable: allowed == Access::Write };
-        self.lock_pages(|pages| pages.insert(iova / Self::PAGE, page));
+        self.change(iova, |pages| pages.insert(iova / Self::PAGE, page))
     }
 
-    /// Removes the page of `iova`.
-    pub fn unmap(&self, iova: u64) {
-        self.lock_pages(|pages| pages.remove(&(iova / Self::PAGE)));
+    /// Removes the page of `iova`; `None` where there was none.
+    pub fn unmap(&self, iova: u64) -> Option<InvalidateTicket> {
+        self.change(iova, |pages| pages.remove(&(iova / Self::PAGE)))
     }
 
-    fn lock_pages(&self, change: impl FnOnce(&mut HashMap<u64, Page>) -> Option<Page>) {
-        let mut pages = self.pages.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if change(&mut pages).is_some() {
-            self.generation.fetch_add(1, Ordering::Release);
-        }
+    fn change(
+        &self,
+        iova: u64,
+        change: impl FnOnce(&mut HashMap<u64, Page>) -> Option<Page>,
+    ) -> Option<InvalidateTicket> {
+        let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut pages)?;
+        IovaRange::new(iova & !(Self::PAGE - 1), Self::PAGE).map(|range| self.pins.invalidate(range))
     }
 }
 
 impl Translate for PageTable {
-    fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    fn pins(&self) -> &Arc<PinBoard> {
+        &self.pins
     }
 
     fn translate(&self, iova: u64, _len: u64, access: Access) -> Result<Translation, DmaFault> {
-        let pages = self.pages.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
         let fault = |reason| DmaFault { iova, access, reason };
         let page = pages.get(&(iova / Self::PAGE)).ok_or(fault(FaultReason::NotMapped))?;
         if access == Access::Write && !page.writable {

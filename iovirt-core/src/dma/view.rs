@@ -40,7 +40,7 @@ impl Hot {
 impl DmaView {
     pub(super) fn new(space: DmaSpace) -> Self {
         let (map, generation) = space.snapshot();
-        let translate_generation = space.translate().map_or(0, |translate| translate.generation());
+        let translate_generation = space.translate().map_or(0, |translate| translate.pins().generation());
         Self { space, map, generation, translate_generation, hot: Cell::new(Hot::EMPTY) }
     }
 
@@ -59,7 +59,7 @@ impl DmaView {
 
     #[inline]
     fn current_translation(&self) -> u64 {
-        self.space.translate().map_or(0, |translate| translate.generation())
+        self.space.translate().map_or(0, |translate| translate.pins().generation())
     }
 
     #[cold]
@@ -70,6 +70,12 @@ impl DmaView {
     /// The space behind this view.
     pub fn space(&self) -> &DmaSpace {
         &self.space
+    }
+
+    /// Whether addresses go through a translation.
+    #[inline]
+    pub fn is_translated(&self) -> bool {
+        self.space.translate().is_some()
     }
 
     /// The map in use.

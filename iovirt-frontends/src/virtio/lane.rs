@@ -362,13 +362,18 @@ impl QueueLane {
 
     /// The device is gone: nobody sees what comes home, and the lane ends when all of it has.
     fn wind_up(&mut self, cx: &mut WorkerContext<'_>) -> Turn {
-        if self.ring.take().is_some() {
+        // The ring stays for its pins only.
+        if self.ring.is_some() && !matches!(self.phase, Phase::Inactive) {
             self.phase = Phase::Inactive;
             self.work.drain(cx);
         }
         // Without a ring this does not fail.
         let _ = self.work.settle(cx, None);
-        if self.work.heads_in_flight().is_empty() { Turn::Finished } else { Turn::Idle }
+        let heads = self.work.heads_in_flight();
+        if let Some(ring) = &mut self.ring {
+            ring.keep_pins_of(&heads);
+        }
+        if heads.is_empty() { Turn::Finished } else { Turn::Idle }
     }
 
     fn work(&mut self, cx: &mut WorkerContext<'_>) -> Result<Turn, QueueError> {
@@ -393,6 +398,7 @@ impl QueueLane {
             }
             Phase::Stopping(_) | Phase::Broken(_) => {
                 self.work.settle(cx, None)?;
+                ring.keep_pins_of(&self.work.heads_in_flight());
                 Ok(Turn::Idle)
             }
             Phase::Inactive => Ok(Turn::Idle),
@@ -443,6 +449,20 @@ impl QueueLane {
 
 impl Lane for QueueLane {
     fn turn(&mut self, cx: &mut WorkerContext<'_>) -> Turn {
+        if let Some(ring) = &mut self.ring {
+            ring.enter();
+        }
+        let turn = self.turn_inside(cx);
+        if let Some(ring) = &mut self.ring {
+            ring.leave();
+        }
+        turn
+    }
+}
+
+impl QueueLane {
+    /// A turn, inside one of the ring's pins.
+    fn turn_inside(&mut self, cx: &mut WorkerContext<'_>) -> Turn {
         if self.link.is_abandoned() {
             return self.wind_up(cx);
         }
@@ -457,6 +477,9 @@ impl Lane for QueueLane {
                 tracing::warn!(queue = self.index, more, %error, "the driver broke a ring; the device needs a reset");
             }
             self.break_down();
+            if let Some(ring) = &mut self.ring {
+                ring.keep_pins_of(&self.work.heads_in_flight());
+            }
             Turn::Idle
         });
         self.advance(cx);

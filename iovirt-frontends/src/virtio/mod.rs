@@ -31,6 +31,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
     /// The device complies with version 1 of the specification.
     pub const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+    /// The device's addresses go through an IOMMU.
+    pub const ACCESS_PLATFORM: u64 = 1 << virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 }
 
 /// Bits of the device status register (VIRTIO 1.2, section 2.1).

@@ -1,9 +1,13 @@
 //! A ring as a device's queue works with it: the engine, the view of guest memory, and the way to the driver.
+//!
+//! Behind an IOMMU, the queue's lane puts each turn between `enter` and `leave`, and every chain is pinned from `pop` to
+//! `push_used`: devices need not know. The slot of a chain is its head, which is below the queue's size and names one chain
+//! at a time; where a driver offers a head twice, the slot holds both until both were returned.
 
 use super::device::DeviceShared;
 use super::lane::{QueueLink, Start};
 use super::queue::{Chain, Head, QueueState, RingError, RingFeatures, SplitQueue};
-use iovirt_core::dma::{DmaSpace, DmaView};
+use iovirt_core::dma::{DmaSpace, DmaView, PinTable};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,6 +16,8 @@ use std::sync::atomic::Ordering;
 pub struct Ring {
     pub(super) queue: SplitQueue,
     view: DmaView,
+    /// Where addresses are translated.
+    pins: Option<PinTable>,
     shared: Arc<DeviceShared>,
     link: Arc<QueueLink>,
     index: u16,
@@ -26,15 +32,44 @@ impl Ring {
         shared: Arc<DeviceShared>,
         link: Arc<QueueLink>,
     ) -> Result<Self, RingError> {
+        let slots = state.config.size.into();
+        let mut pins = space.translate().map(|translate| PinTable::new(translate.pins(), slots));
+        if let Some(pins) = &mut pins {
+            // The turn that opens the ring ends with `leave`. Nothing may be resolved before.
+            pins.enter();
+        }
         let view = space.view();
         let queue = match start {
             Start::Running => SplitQueue::new(state.config, features, &view)?,
             Start::Paused => SplitQueue::restore(state, features, &view)?,
         };
-        Ok(Self { queue, view, shared, link, index })
+        Ok(Self { queue, view, pins, shared, link, index })
     }
 
-    /// Follows a new map of guest memory; whether there was one.
+    /// Begins a turn: what was translated is not taken away before its end, or before chains were returned.
+    #[inline]
+    pub(super) fn enter(&mut self) {
+        if let Some(pins) = &mut self.pins {
+            pins.enter();
+        }
+    }
+
+    /// Ends a turn.
+    #[inline]
+    pub(super) fn leave(&mut self) {
+        if let Some(pins) = &mut self.pins {
+            pins.leave();
+        }
+    }
+
+    /// Lets go of all chains but these, whose requests are in flight: for a ring that will not return any more.
+    pub(super) fn keep_pins_of(&mut self, in_flight: &[u16]) {
+        if let Some(pins) = &mut self.pins {
+            pins.retain(|head| in_flight.iter().any(|held| usize::from(*held) == head));
+        }
+    }
+
+    /// Follows a new map of guest memory and new translations; whether there were any.
     pub(super) fn refresh(&mut self) -> Result<bool, RingError> {
         let changed = self.view.refresh();
         if changed {
@@ -55,7 +90,11 @@ impl Ring {
     /// Where the ring or the chain is broken.
     #[inline]
     pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<Head>, RingError> {
-        self.queue.pop(&self.view, chain)
+        let head = self.queue.pop(&self.view, chain)?;
+        if let (Some(pins), Some(head)) = (&mut self.pins, head) {
+            pins.pin(head.index().into(), chain.spans());
+        }
+        Ok(head)
     }
 
     /// Takes the chain with that head once more, which was taken before and not returned.
@@ -63,19 +102,31 @@ impl Ring {
     /// # Errors
     /// Where the chain is broken.
     pub fn reread(&mut self, head: Head, chain: &mut Chain) -> Result<(), RingError> {
-        self.queue.reread(&self.view, head, chain)
+        self.queue.reread(&self.view, head, chain)?;
+        if let Some(pins) = &mut self.pins {
+            pins.pin(head.index().into(), chain.spans());
+        }
+        Ok(())
     }
 
-    /// Puts the last `count` chains that were taken back, so that they are taken again. None of them may have been
+    /// Puts back the chains that were taken last, so that they are taken again: all of `heads`, none of which may have been
     /// returned.
-    #[inline]
-    pub fn undo_pop(&mut self, count: u16) {
-        self.queue.undo_pop(count);
+    pub fn undo_pop(&mut self, heads: &[Head]) {
+        if let Some(pins) = &mut self.pins {
+            for head in heads {
+                pins.unpin(head.index().into());
+            }
+        }
+        self.queue.undo_pop(heads.len() as u16);
     }
 
-    /// Returns a chain with `written` bytes written into it; the driver sees it after [`Ring::publish`].
+    /// Returns a chain with `written` bytes written into it; the driver sees it after [`Ring::publish`]. Its memory is not
+    /// touched any more after this.
     #[inline]
     pub fn push_used(&mut self, head: Head, written: u32) {
+        if let Some(pins) = &mut self.pins {
+            pins.unpin(head.index().into());
+        }
         self.queue.push_used(head, written);
     }
 

@@ -22,12 +22,13 @@ pub(crate) struct Step {
 
 /// All steps, in the order in which they run: what fails fast comes first.
 #[rustfmt::skip]
-pub(crate) const STEPS: [Step; 8] = [
+pub(crate) const STEPS: &[Step] = &[
     Step { name: "format", about: "rustfmt changes nothing", tools: &[], run: format },
     Step { name: "blocks", about: "docs/blocks.md is what the table of proofs says", tools: &[], run: blocks::check },
     Step { name: "clippy", about: "no warning in any target", tools: &[setup::CC], run: clippy },
     Step { name: "alone", about: "each library alone, without default features", tools: &[setup::CC], run: alone },
     Step { name: "unit", about: "unit and integration tests", tools: &UNIT_TOOLS, run: unit },
+    Step { name: "loom", about: "pins in every order of events, by a model checker", tools: &[setup::CC], run: loom },
     Step { name: "doc", about: "the examples in the documentation", tools: &[setup::CC], run: doc },
     Step { name: "fuzz", about: "every fuzz target for a few seconds", tools: &[setup::CXX], run: fuzz::run },
     Step { name: "lab", about: "our devices under KVM with a stock Linux guest", tools: &lab::TOOLS, run: the_lab },
@@ -65,6 +66,19 @@ fn unit() -> Result<()> {
     println!("cargo-nextest is not installed: the tests run with cargo test");
     let arguments = ["test", "--workspace", "--all-targets", "--no-fail-fast"];
     Cmd::cargo().args(arguments).show()
+}
+
+/// Its own target directory, since all that is built for it is built with another flag; and a quick build, since the models
+/// themselves take no time.
+fn loom() -> Result<()> {
+    Cmd::cargo()
+        .args(["test", "--package", "iovirt-core", "--lib", "loom_", "--release", "--target-dir"])
+        .arg(cmd::target().join("loom"))
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+        .show()
 }
 
 fn doc() -> Result<()> {

@@ -19,20 +19,20 @@ pub struct DelayHook {
 /// Who waits for which time. A drain lets requests go without asking the hook, so the heap may hold entries of requests that
 /// are gone; an entry counts only with the number that its tag was last held under.
 #[derive(Debug)]
-struct Waiting {
-    heap: BinaryHeap<Reverse<(Time, u64, Tag)>>,
+pub(super) struct Waiting {
+    pub(super) heap: BinaryHeap<Reverse<(Time, u64, Tag)>>,
     numbers: Box<[u64]>,
     next: u64,
 }
 
 impl Waiting {
-    fn new(depth: Depth) -> Self {
+    pub(super) fn new(depth: Depth) -> Self {
         let heap = BinaryHeap::with_capacity(2 * depth.get());
         Self { heap, numbers: vec![0; depth.get()].into(), next: 0 }
     }
 
     /// False where the tag is beyond the depth, which is the client's breach.
-    fn insert(&mut self, tag: Tag, deadline: Time) -> bool {
+    pub(super) fn insert(&mut self, tag: Tag, deadline: Time) -> bool {
         let Some(number) = self.numbers.get_mut(tag.index()) else { return false };
         self.next += 1;
         *number = self.next;

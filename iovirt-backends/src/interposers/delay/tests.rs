@@ -1,3 +1,4 @@
+use super::hook::Waiting;
 use super::*;
 use crate::block::memory::{MemoryBackend, MemoryConfig};
 use crate::interposers::Kinds;
@@ -6,7 +7,7 @@ use iovirt_core::request::block::BlockRequest;
 use iovirt_core::test_utils::conformance::{self, Profile};
 use iovirt_core::test_utils::{BlockIo, Driver, IoId, VirtualClock};
 use iovirt_core::worker::UringPolicy;
-use iovirt_core::{Clock, Mode, Time, WorkerConfig};
+use iovirt_core::{Clock, Depth, Mode, Tag, Time, WorkerConfig};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -105,6 +106,18 @@ fn a_drain_and_the_control_handle_let_go_at_once() {
 }
 
 /// Requests that a drain let go leave entries behind; those are forgotten before they take more memory.
+#[test]
+fn entries_left_behind_take_no_memory() {
+    let mut waiting = Waiting::new(Depth::new(DEPTH).unwrap());
+    let capacity = waiting.heap.capacity();
+    for round in 0..10_000 {
+        assert!(waiting.insert(Tag::new(round % DEPTH), Time::ZERO + MS));
+        assert!(waiting.heap.len() <= 2 * DEPTH as usize);
+    }
+    assert_eq!(waiting.heap.capacity(), capacity);
+    assert!(!waiting.insert(Tag::new(DEPTH), Time::ZERO), "a tag beyond the depth does not wait");
+}
+
 #[test]
 fn drains_without_end_take_no_memory() {
     let (mut driver, clock, _) = open(&config(Duration::from_secs(3600), Duration::ZERO));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::dma::{
-    Access, DmaError, DmaFault, DmaSpace, FaultReason, PageTable, SgList, Translate, Translation,
+    Access, DmaError, DmaFault, DmaSpace, FaultReason, PageTable, PinBoard, SgList, Translate, Translation,
 };
 
 fn space() -> (DmaSpace, Arc<PageTable>) {
@@ -61,11 +61,11 @@ fn an_unmap_is_a_new_generation() {
 
 /// A translation that breaks its contract or leads nowhere.
 #[derive(Debug)]
-struct Bad(Translation);
+struct Bad(Translation, Arc<PinBoard>);
 
 impl Translate for Bad {
-    fn generation(&self) -> u64 {
-        0
+    fn pins(&self) -> &Arc<PinBoard> {
+        &self.1
     }
 
     fn translate(&self, _: u64, _: u64, _: Access) -> Result<Translation, DmaFault> {
@@ -76,7 +76,7 @@ impl Translate for Bad {
 #[test]
 fn a_bad_translation_ends_in_an_error() {
     for (addr, len) in [(0, 0), (u64::MAX, 8), (0x10_0000, 8), (0xfffe, u64::MAX)] {
-        let bad = Arc::new(Bad(Translation { addr, len }));
+        let bad = Arc::new(Bad(Translation { addr, len }, PinBoard::new()));
         let view = DmaSpace::anonymous(&[(0, 0x10000)]).unwrap().with_translate(bad).view();
         assert!(view.read_array::<8>(0x1000).is_err());
     }

@@ -3,6 +3,7 @@
 use super::{FanOutQueue, FanOutStage, MAX_BRANCHES};
 use crate::backend::Backend;
 use crate::error::{AttachError, BackendError};
+use crate::log::LogLimiter;
 use crate::pipeline::{Event, EventListener, Stages};
 use crate::request::{Depth, Request};
 use crate::stage::ranges::RangeLocks;
@@ -25,6 +26,7 @@ pub(super) struct Shared<R: Request, S, B> {
     changes: Arc<Changes>,
     /// The capabilities when they were last acceptable.
     accepted: Mutex<Arc<R::Caps>>,
+    complaints: LogLimiter,
 }
 
 /// Counts what happened to the capabilities of the branches.
@@ -61,7 +63,14 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> FannedOut<R, S, B> {
         }
         let caps = stage.caps(&caps_of(&branches))?;
         let accepted = Mutex::new(Arc::new(caps));
-        let shared = Shared { stage, branches, locks: Arc::default(), changes, accepted };
+        let shared = Shared {
+            stage,
+            branches,
+            locks: Arc::default(),
+            changes,
+            accepted,
+            complaints: LogLimiter::default(),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -89,7 +98,9 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Shared<R, S, B> {
             Ok(caps) => *accepted = Arc::new(caps),
             Err(error) => {
                 // The stack was acceptable when it was put together and has changed since.
-                tracing::warn!(%error, "a stage no longer accepts what is below it");
+                if let Some(suppressed) = self.complaints.admit() {
+                    tracing::warn!(%error, suppressed, "a stage no longer accepts what is below it");
+                }
             }
         }
         accepted.clone()

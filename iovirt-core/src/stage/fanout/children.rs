@@ -1,7 +1,44 @@
 //! Child requests in the making.
 
 use crate::dma::{SgList, SgPool};
-use crate::request::{Request, Tag};
+use crate::request::{Depth, Request, Tag};
+
+/// Bits of an armed list's number that hold the tag: enough for [`Depth::MAX`] tags. The others hold its generation.
+const TAG_BITS: u32 = 20;
+const _: () = assert!(Depth::MAX <= 1 << TAG_BITS);
+
+/// How often each tag was given to a child of each branch: tells a list that was lost from the next one of its tag. (A
+/// branch may complete a child with another list than it came with, and drop that one later.)
+#[derive(Debug)]
+pub(super) struct Generations {
+    depth: usize,
+    counts: Vec<u32>,
+}
+
+impl Generations {
+    pub(super) fn new(branches: usize, depth: Depth) -> Self {
+        Self { depth: depth.get(), counts: vec![0; branches * depth.get()] }
+    }
+
+    /// A number for the list of the next child.
+    fn next(&mut self, branch: usize, tag: Tag) -> u32 {
+        let count = &mut self.counts[branch * self.depth + tag.index()];
+        *count = count.wrapping_add(1 << TAG_BITS);
+        *count | tag.get()
+    }
+
+    /// The tag of a list that was lost, unless it is an older one's.
+    pub(super) fn lost(&self, branch: usize, number: u32) -> Option<Tag> {
+        let tag = tag_of(number);
+        let count = self.counts.get(branch * self.depth + tag.index())?;
+        (*count | tag.get() == number).then_some(tag)
+    }
+}
+
+/// The tag in a list's number, of whatever generation.
+fn tag_of(number: u32) -> Tag {
+    Tag::new(number & ((1 << TAG_BITS) - 1))
+}
 
 /// A child that came home.
 #[derive(Debug)]
@@ -22,6 +59,7 @@ pub struct Children<'a, R: Request> {
     /// The branches with a child in flight, by bit.
     pub(super) busy: &'a mut u64,
     pub(super) pools: &'a mut [SgPool],
+    pub(super) generations: &'a mut Generations,
     pub(super) started: &'a mut Vec<(usize, R)>,
 }
 
@@ -54,7 +92,7 @@ impl<R: Request> Children<'_, R> {
         assert!(!self.is_busy(branch), "branch {branch} has a child of this request already");
         let mut list = self.pools[branch].take();
         // Where the branch drops the child, its list says so.
-        list.arm(self.tag.get());
+        list.arm(self.generations.next(branch, self.tag));
         match make(self.tag, list) {
             Ok(child) => {
                 debug_assert_eq!(child.tag(), self.tag, "a child has the tag that it was given");

@@ -1,5 +1,6 @@
 //! Requests of a queue that is gone, of which branches may still carry out children.
 
+use super::children::Generations;
 use crate::dma::SgPool;
 use crate::request::Tag;
 use crate::stage::ranges::{RangeLocks, RangeTicket};
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Keeps the ranges of such requests theirs until the branches have let go of the memory of all their children.
 pub(super) struct Orphans {
     pools: Vec<SgPool>,
+    generations: Generations,
     held: Vec<Orphan>,
     locks: Arc<RangeLocks>,
 }
@@ -20,8 +22,13 @@ pub(super) struct Orphan {
 }
 
 impl Orphans {
-    pub(super) fn keep(pools: Vec<SgPool>, held: Vec<Orphan>, locks: Arc<RangeLocks>) {
-        let orphans = Arc::new(Mutex::new(Self { pools, held, locks }));
+    pub(super) fn keep(
+        pools: Vec<SgPool>,
+        generations: Generations,
+        held: Vec<Orphan>,
+        locks: Arc<RangeLocks>,
+    ) {
+        let orphans = Arc::new(Mutex::new(Self { pools, generations, held, locks }));
         let mut kept = orphans.lock().unwrap_or_else(PoisonError::into_inner);
         for pool in &mut kept.pools {
             let waked = orphans.clone();
@@ -38,7 +45,7 @@ impl Orphans {
         let mut lost = Vec::new();
         for (branch, pool) in self.pools.iter_mut().enumerate() {
             pool.take_lost(&mut lost);
-            for tag in lost.drain(..).map(Tag::new) {
+            for tag in lost.drain(..).filter_map(|number| self.generations.lost(branch, number)) {
                 self.held.iter_mut().filter(|orphan| orphan.tag == tag).for_each(|orphan| {
                     orphan.children &= !(1 << branch);
                 });

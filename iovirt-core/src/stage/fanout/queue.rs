@@ -1,10 +1,12 @@
 //! The data plane.
 
 use super::backend::Shared;
+use super::children::Generations;
 use super::orphans::{Orphan, Orphans};
 use super::{Child, Children, FanOut, FanOutStage};
 use crate::backend::{Backend, Mode, Queue};
 use crate::dma::{SgLimits, SgPool};
+use crate::log::LogLimiter;
 use crate::request::{Completion, Completions, Depth, Request, Tag};
 use crate::stage::ranges::{Hold, RangeClient, RangeTicket};
 use crate::stage::slots::SlotTable;
@@ -29,10 +31,12 @@ struct State<R: Request, P> {
     slots: SlotTable<Slot<R, P>>,
     /// One for each branch.
     pools: Vec<SgPool>,
+    generations: Generations,
     started: Vec<(usize, R)>,
     /// Branches that were given requests and no kick, by bit.
     unkicked: u64,
     lost: Vec<u32>,
+    complaints: LogLimiter,
     /// Requests that wait for their range, with their tickets.
     parked: SlotTable<(R, Option<RangeTicket>)>,
     /// Those of them that have not asked yet.
@@ -75,9 +79,11 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> FanOutQueue<R, S, B> {
             caps: shared.caps(),
             slots: SlotTable::new(depth),
             pools: queues.iter().map(pool).collect(),
+            generations: Generations::new(queues.len(), depth),
             started: Vec::with_capacity(queues.len()),
             unkicked: 0,
             lost: Vec::new(),
+            complaints: LogLimiter::default(),
             parked: SlotTable::new(depth),
             asking: Vec::with_capacity(room),
             granted: Vec::with_capacity(room),
@@ -117,6 +123,7 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> FanOutQueue<R, S, B> {
             tag,
             busy: &mut busy,
             pools: &mut state.pools,
+            generations: &mut state.generations,
             started: &mut state.started,
         };
         match fan.on_submit(cx, &mut request, &mut children) {
@@ -172,8 +179,16 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> FanOutQueue<R, S, B> {
         }
         if self.state.pools[branch].take_lost(&mut self.state.lost) > 0 {
             let mut lost = std::mem::take(&mut self.state.lost);
-            for tag in lost.drain(..).map(Tag::new) {
-                tracing::warn!(?tag, branch, "a branch dropped a request; it counts as aborted");
+            for number in lost.drain(..) {
+                let Some(tag) = self.state.generations.lost(branch, number) else { continue };
+                if let Some(suppressed) = self.state.complaints.admit() {
+                    tracing::warn!(
+                        ?tag,
+                        branch,
+                        suppressed,
+                        "a branch dropped a request; it counts as aborted"
+                    );
+                }
                 self.state.child_home(&mut self.fan, cx, (branch, tag), None, R::aborted());
             }
             self.state.lost = lost;
@@ -191,13 +206,13 @@ impl<R: Request, P> State<R, P> {
         mut child: Option<R>,
         output: R::Output,
     ) {
-        let Self { caps, slots, pools, started, .. } = self;
+        let Self { caps, slots, pools, generations, started, .. } = self;
         let bit = 1 << branch;
         let mut over = false;
         if let Some(slot) = slots.get_mut(tag).filter(|slot| slot.children & bit != 0) {
             let Slot { request, parent, children, .. } = slot;
             *children &= !bit;
-            let mut more = Children { caps: &**caps, tag, busy: children, pools, started };
+            let mut more = Children { caps: &**caps, tag, busy: children, pools, generations, started };
             fan.on_child(cx, parent, request, Child { branch, request: child.as_mut(), output }, &mut more);
             over = *children == 0;
         }
@@ -336,7 +351,13 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Drop for FanOutQueue<R, S, B>
         let orphans: Vec<_> = state.slots.drain().filter_map(orphan).collect();
         state.exchange();
         if !orphans.is_empty() {
-            Orphans::keep(std::mem::take(&mut state.pools), orphans, state.locks.locks().clone());
+            let generations = std::mem::replace(&mut state.generations, Generations::new(0, state.depth));
+            Orphans::keep(
+                std::mem::take(&mut state.pools),
+                generations,
+                orphans,
+                state.locks.locks().clone(),
+            );
         }
     }
 }

@@ -131,7 +131,7 @@ impl Deliverer {
     }
 
     fn put_back(&mut self, ring: &mut Ring) {
-        ring.undo_pop(self.heads.len() as u16);
+        ring.undo_pop(&self.heads);
         self.heads.clear();
     }
 

@@ -1,6 +1,6 @@
 //! One descriptor chain, resolved.
 
-use iovirt_core::dma::{Access, DmaView, MappedArea, SgLimits, SgList};
+use iovirt_core::dma::{Access, DmaView, IovaRange, IovaSpans, MappedArea, SgLimits, SgList};
 
 use super::layout::{DESC_ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor};
 use super::{RingError, RingFeatures};
@@ -26,6 +26,8 @@ pub struct Chain {
     writable: SgList,
     /// The indirect table, while it is walked.
     table: SgList,
+    /// The device's addresses of both, where they are translated.
+    spans: IovaSpans,
 }
 
 impl Default for Chain {
@@ -64,7 +66,7 @@ impl Chain {
         // Every descriptor may lie across two regions. Memory is allocated as chains need it.
         let limits = SgLimits { segments: 1 << 16, host_bytes: 0 };
         let list = || SgList::with_limits(limits);
-        Self { readable: list(), writable: list(), table: list() }
+        Self { readable: list(), writable: list(), table: list(), spans: IovaSpans::EMPTY }
     }
 
     /// What the device may read: all device-readable buffers in order.
@@ -91,6 +93,12 @@ impl Chain {
         (&mut self.readable, &mut self.writable)
     }
 
+    /// The device's addresses of all buffers, to be pinned; none where addresses are not translated.
+    #[inline]
+    pub fn spans(&self) -> &IovaSpans {
+        &self.spans
+    }
+
     /// Empties it. Not needed between chains.
     #[inline]
     pub fn clear(&mut self) {
@@ -109,6 +117,22 @@ impl Chain {
     /// Resolves the chain that starts at `head`.
     #[inline]
     pub(super) fn fill(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {
+        // Two copies of the walk: without translation, pins cost nothing.
+        if view.is_translated() {
+            self.fill_translated(table, head, view)
+        } else {
+            self.walk::<false>(table, head, view)
+        }
+    }
+
+    #[inline(never)]
+    fn fill_translated(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {
+        self.spans.clear();
+        self.walk::<true>(table, head, view)
+    }
+
+    #[inline]
+    fn walk<const PIN: bool>(&mut self, table: &Table, head: u16, view: &DmaView) -> Result<(), RingError> {
         self.clear();
         let mut index = head;
         let mut order = Order { head, writing: false };
@@ -117,10 +141,10 @@ impl Chain {
                 return Err(table.no_descriptor(head, index));
             };
             if descriptor.has(DESC_INDIRECT) {
-                self.follow(table, descriptor, order, view)?;
+                self.follow::<PIN>(table, descriptor, order, view)?;
                 return self.check_len(head);
             }
-            self.add(descriptor, &mut order, view)?;
+            self.add::<PIN>(descriptor, &mut order, view)?;
             if !descriptor.has(DESC_NEXT) {
                 return self.check_len(head);
             }
@@ -141,8 +165,16 @@ impl Chain {
 
     /// Adds one buffer.
     #[inline]
-    fn add(&mut self, descriptor: Descriptor, order: &mut Order, view: &DmaView) -> Result<(), RingError> {
+    fn add<const PIN: bool>(
+        &mut self,
+        descriptor: Descriptor,
+        order: &mut Order,
+        view: &DmaView,
+    ) -> Result<(), RingError> {
         let len = u64::from(descriptor.len());
+        if PIN && let Some(range) = IovaRange::new(descriptor.addr(), len) {
+            self.spans.add(range);
+        }
         if descriptor.has(DESC_WRITE) {
             order.writing = true;
             self.writable.push(view, descriptor.addr(), len, Access::Write)?;
@@ -156,7 +188,7 @@ impl Chain {
 
     /// Adds the buffers of an indirect table (2.7.5.3), read entry by entry, each once.
     #[inline(never)]
-    fn follow(
+    fn follow<const PIN: bool>(
         &mut self,
         table: &Table,
         indirect: Descriptor,
@@ -174,7 +206,7 @@ impl Chain {
             if descriptor.has(DESC_INDIRECT) {
                 return Err(RingError::IndirectNested);
             }
-            self.add(descriptor, &mut order, view)?;
+            self.add::<PIN>(descriptor, &mut order, view)?;
             if !descriptor.has(DESC_NEXT) {
                 return Ok(());
             }

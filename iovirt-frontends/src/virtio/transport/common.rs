@@ -31,6 +31,8 @@ pub(super) struct Common {
     pub(super) device: Arc<dyn VirtioDevice>,
     shared: Arc<DeviceShared>,
     links: Vec<Arc<QueueLink>>,
+    /// What the transport and the memory add to the device's features, and the driver must accept.
+    required: u64,
     state: Mutex<CommonState>,
 }
 
@@ -107,8 +109,20 @@ impl Common {
             let factory = device.queue_factory(index);
             QueueLane::start(worker, index, link.clone(), shared.clone(), space.clone(), factory);
         }
+        let mut required = feature::VERSION_1;
+        if let Some(translate) = space.translate() {
+            required |= feature::ACCESS_PLATFORM;
+            let device = Arc::downgrade(&shared);
+            // A request that does not come home for longer than the policy allows: the driver is told, and may reset.
+            translate.pins().on_stuck(Arc::new(move |report| {
+                if let Some(device) = device.upgrade() {
+                    tracing::warn!(?report, "a device does not let go of memory; it needs a reset");
+                    device.break_down();
+                }
+            }));
+        }
         let state = CommonState::fresh(&*device);
-        Ok(Self { device, shared, links, state: Mutex::new(state) })
+        Ok(Self { device, shared, links, required, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, CommonState> {
@@ -134,7 +148,7 @@ impl Common {
 
     /// The features on offer.
     pub(super) fn features(&self) -> u64 {
-        self.device.features() | feature::VERSION_1
+        self.device.features() | self.required
     }
 
     pub(super) fn driver_features(&self) -> u64 {
@@ -193,9 +207,11 @@ impl Common {
         Access::Done
     }
 
-    /// Whether the driver chose only what is on offer, and version 1 (sections 2.2.2 and 6.1).
+    /// Whether the driver chose only what is on offer, and version 1 (sections 2.2.2 and 6.1). Behind an IOMMU also that it
+    /// takes addresses for translated: the device may refuse one that does not (section 6.2), whose every access would
+    /// be a fault.
     fn accepts(&self, driver_features: u64) -> bool {
-        driver_features & !self.features() == 0 && driver_features & feature::VERSION_1 != 0
+        driver_features & !self.features() == 0 && driver_features & self.required == self.required
     }
 
     /// Starts a queue, where the driver has set it up.
