@@ -31,7 +31,37 @@ fn conforms_over_nbdkit() {
         servers.borrow_mut().push(server);
         backend
     };
-    conformance::run(&factory, &Profile::new("nbd").rounds(8)).assert_passed();
+    // A server that dies has broken no rule of ours; the rules of dropping run over qemu-nbd below.
+    let reason =
+        "nbdkit 1.32 aborts (connections.c, `sock >= 0`) where a client leaves with replies outstanding";
+    let profile = Profile::new("nbd, nbdkit").rounds(8);
+    let profile = profile.skip("dropping/in-flight", reason).skip("dropping/memory", reason);
+    conformance::run(&factory, &profile).assert_passed();
+}
+
+#[test]
+fn conforms_over_qemu_nbd() {
+    let server = || {
+        Server::start("qemu-nbd", |socket, folder| {
+            let image = folder.join("disk.img");
+            std::fs::File::create(&image).expect("an image").set_len(1 << 20).expect("a size");
+            let (socket, image) = (socket.to_string_lossy(), image.to_string_lossy());
+            ["-f", "raw", "-t", "--discard=unmap", "--shared=16", "-k", &socket, &image]
+                .map(str::to_owned)
+                .into()
+        })
+    };
+    if server().is_none() {
+        return;
+    }
+    let servers = RefCell::new(Vec::new());
+    let factory = || {
+        let server = server().expect("installed, as above");
+        let backend = server.connect();
+        servers.borrow_mut().push(server);
+        backend
+    };
+    conformance::run(&factory, &Profile::new("nbd, qemu-nbd").rounds(8)).assert_passed();
 }
 
 #[test]
@@ -148,10 +178,9 @@ fn a_slow_server_answers_in_any_order_and_a_drain_waits() {
         driver.submit(BlockIo::read(round * 512, 512)).expect("room");
         driver.submit(BlockIo::write(round * 512, vec![round as u8; 512])).expect("room");
     }
-    driver.turn();
+    let mut done = driver.turn().len();
     driver.drain();
     assert_eq!(driver.mode(), Mode::Draining);
-    let mut done = 0;
     driver
         .turn_until(|driver, more| {
             done += more.len();
