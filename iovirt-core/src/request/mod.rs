@@ -154,13 +154,20 @@ impl<R: Request> Completions<R> {
 
     /// Takes out those since `mark` of which `keep` says no, and hands them to `taken`. Both keep their order: frames that
     /// pass stay in order, and so do requests that go down again.
+    #[inline]
     pub fn retain_since(
         &mut self,
         mark: usize,
         mut keep: impl FnMut(&mut Completion<R>) -> bool,
         mut taken: impl FnMut(R),
     ) {
-        for refused in self.list.extract_if(mark.., |completion| !keep(completion)) {
+        let Some(first) = self.list[mark..].iter_mut().position(|completion| !keep(completion)) else {
+            return;
+        };
+        // That one has been asked about already.
+        let mut known = true;
+        let refuse = |completion: &mut Completion<R>| std::mem::take(&mut known) || !keep(completion);
+        for refused in self.list.extract_if(mark + first.., refuse) {
             taken(refused.request);
         }
     }
