@@ -4,12 +4,12 @@ use super::queue::RingError;
 use super::ring::Ring;
 use iovirt_core::dma::DmaView;
 use iovirt_core::log::LogLimiter;
-use iovirt_core::pipeline::Stages;
+use iovirt_core::pipeline::{BoxBackend, Event, EventListener, Stages};
 use iovirt_core::state::{StageStates, StateError};
 use iovirt_core::worker::{LaneWaker, Turn, WorkerContext};
-use iovirt_core::{BackendError, Mode};
+use iovirt_core::{Backend, BackendError, Mode, Request};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A virtio device without its transport: features, configuration space, and queues to be opened.
 ///
@@ -63,6 +63,41 @@ pub trait VirtioDevice: Send + Sync + fmt::Debug {
 pub trait ConfigListener: Send + Sync {
     /// It changed; the driver is to be told.
     fn config_changed(&self);
+}
+
+/// Passes a stack's events on to the transport, once there is one.
+#[derive(Default)]
+pub(super) struct CapsListener {
+    transport: Mutex<Option<Arc<dyn ConfigListener>>>,
+}
+
+impl CapsListener {
+    /// A listener that hears of `backend`'s events for as long as it lives.
+    pub(super) fn of<R: Request>(backend: &BoxBackend<R>) -> Arc<Self> {
+        let listener = Arc::new(Self::default());
+        let subscription: Arc<dyn EventListener> = listener.clone();
+        backend.subscribe(&subscription);
+        listener
+    }
+
+    pub(super) fn set_transport(&self, transport: Arc<dyn ConfigListener>) {
+        *self.transport.lock().unwrap_or_else(PoisonError::into_inner) = Some(transport);
+    }
+}
+
+impl EventListener for CapsListener {
+    fn event(&self, _: Event) {
+        let transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(transport) = transport {
+            transport.config_changed();
+        }
+    }
+}
+
+impl fmt::Debug for CapsListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CapsListener")
+    }
 }
 
 /// Makes the device's side of a queue, on its worker.

@@ -3,14 +3,15 @@
 use super::config::{BlkConfig, ConfigError, F_CONFIG_WCE, WRITEBACK, Writeback};
 use super::queue::{BlkQueue, BlkShared, needs_fua};
 use super::state::BlkState;
+use crate::virtio::device::CapsListener;
 use crate::virtio::{ConfigListener, QueueFactory, VirtioDevice};
 use iovirt_core::dma::SgLimits;
-use iovirt_core::pipeline::{BoxBackend, Event, EventListener, Stages};
+use iovirt_core::pipeline::{BoxBackend, Stages};
 use iovirt_core::request::block::BlockRequest;
 use iovirt_core::state::{SavedState, StageStates, StateError};
 use iovirt_core::{Backend, BackendError, Depth};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// VIRTIO 1.2, section 5: block device.
 const DEVICE_ID: u32 = 2;
@@ -26,27 +27,6 @@ pub struct VirtioBlk {
     listener: Arc<CapsListener>,
 }
 
-/// Passes the stack's events on to the transport.
-#[derive(Default)]
-struct CapsListener {
-    transport: Mutex<Option<Arc<dyn ConfigListener>>>,
-}
-
-impl EventListener for CapsListener {
-    fn event(&self, _: Event) {
-        let transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(transport) = transport {
-            transport.config_changed();
-        }
-    }
-}
-
-impl std::fmt::Debug for CapsListener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CapsListener")
-    }
-}
-
 impl VirtioBlk {
     /// A disk above that stack.
     ///
@@ -54,9 +34,7 @@ impl VirtioBlk {
     /// Where an option is not possible.
     pub fn new(config: BlkConfig, backend: BoxBackend<BlockRequest>) -> Result<Self, ConfigError> {
         config.check()?;
-        let listener = Arc::new(CapsListener::default());
-        let subscription: Arc<dyn EventListener> = listener.clone();
-        backend.subscribe(&subscription);
+        let listener = CapsListener::of(&backend);
         let shared = Arc::new(BlkShared { backend, id: config.id(), force_fua: AtomicBool::new(false) });
         let queue_sizes = vec![config.queue_size; config.queues.into()];
         Ok(Self { config, queue_sizes, shared, listener })
@@ -112,7 +90,7 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn set_config_listener(&self, listener: Arc<dyn ConfigListener>) {
-        *self.listener.transport.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        self.listener.set_transport(listener);
     }
 
     fn queue_factory(&self, index: u16) -> QueueFactory {

@@ -7,8 +7,9 @@ use super::filter::{ReceiveMode, SharedMode};
 use super::rx::ReceiveQueue;
 use super::state::NetState;
 use super::tx::TransmitQueue;
+use crate::virtio::device::CapsListener;
 use crate::virtio::{ConfigListener, QueueFactory, VirtioDevice};
-use iovirt_core::pipeline::{BoxBackend, Event, EventListener, Stages};
+use iovirt_core::pipeline::{BoxBackend, Stages};
 use iovirt_core::request::net::{MacAddr, NetRequest};
 use iovirt_core::state::{SavedState, StageStates, StateError};
 use iovirt_core::worker::LaneWaker;
@@ -54,27 +55,6 @@ impl NetShared {
     }
 }
 
-/// Passes the stack's events on to the transport.
-#[derive(Default)]
-struct CapsListener {
-    transport: Mutex<Option<Arc<dyn ConfigListener>>>,
-}
-
-impl EventListener for CapsListener {
-    fn event(&self, _: Event) {
-        let transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(transport) = transport {
-            transport.config_changed();
-        }
-    }
-}
-
-impl std::fmt::Debug for CapsListener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CapsListener")
-    }
-}
-
 impl VirtioNet {
     /// A network card above that stack.
     ///
@@ -86,9 +66,7 @@ impl VirtioNet {
         if config.pairs > caps.pairs {
             return Err(ConfigError::PairsBelow { wanted: config.pairs, there: caps.pairs });
         }
-        let listener = Arc::new(CapsListener::default());
-        let subscription: Arc<dyn EventListener> = listener.clone();
-        backend.subscribe(&subscription);
+        let listener = CapsListener::of(&backend);
         let mac = config.mac.or(caps.mac).unwrap_or_else(random_address);
         let shared = Arc::new(NetShared {
             backend,
@@ -145,7 +123,7 @@ impl VirtioDevice for VirtioNet {
     }
 
     fn set_config_listener(&self, listener: Arc<dyn ConfigListener>) {
-        *self.listener.transport.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        self.listener.set_transport(listener);
     }
 
     fn queue_factory(&self, index: u16) -> QueueFactory {
