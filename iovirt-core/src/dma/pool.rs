@@ -38,10 +38,7 @@ impl SgPool {
     pub fn put(&mut self, mut list: Box<SgList>) {
         list.disarm();
         if self.idle.len() < self.depth && list.is_of(&self.lost) {
-            list.clear();
-            if let Some(map) = &self.map {
-                list.rehome(map);
-            }
+            list.reset(self.map.as_ref());
             self.idle.push(list);
         }
     }

@@ -239,6 +239,7 @@ impl SgList {
     /// # Errors
     ///
     /// [`DmaError::BufferTooLarge`] or [`DmaError::TooManySegments`] at the list's limits.
+    #[inline]
     pub fn push_host(&mut self, len: usize) -> Result<(), DmaError> {
         if len == 0 {
             return Ok(());
@@ -278,6 +279,7 @@ impl SgList {
         Ok(())
     }
 
+    #[inline]
     fn check_host(&self, len: u64) -> Result<(), DmaError> {
         let max = self.limits.host_bytes;
         let used = self.store.host_used() as u64;
@@ -333,6 +335,11 @@ impl SgList {
     /// [`DmaError::OutOfRange`] beyond the end.
     #[inline]
     pub fn copy_to(&self, offset: u64, dst: &mut [u8]) -> Result<(), DmaError> {
+        if self.store.read_first(offset, dst) { Ok(()) } else { self.copy_to_any(offset, dst) }
+    }
+
+    #[inline(never)]
+    fn copy_to_any(&self, offset: u64, dst: &mut [u8]) -> Result<(), DmaError> {
         self.check(offset, dst.len() as u64)?;
         self.store.read(offset, dst);
         Ok(())
@@ -345,6 +352,11 @@ impl SgList {
     /// [`DmaError::OutOfRange`] beyond the end, [`DmaError::ReadOnly`] if the device may not write the list.
     #[inline]
     pub fn copy_from(&mut self, offset: u64, src: &[u8]) -> Result<(), DmaError> {
+        if self.store.write_first(offset, src) { Ok(()) } else { self.copy_from_any(offset, src) }
+    }
+
+    #[inline(never)]
+    fn copy_from_any(&mut self, offset: u64, src: &[u8]) -> Result<(), DmaError> {
         self.check_write(offset, src.len() as u64)?;
         self.store.write(offset, src);
         Ok(())
@@ -366,7 +378,16 @@ impl SgList {
     /// # Errors
     ///
     /// As for [`copy_from`](SgList::copy_from), for either list.
+    #[inline]
     pub fn copy_sg(&mut self, offset: u64, src: &Self, src_offset: u64, len: u64) -> Result<(), DmaError> {
+        if self.store.copy_first(offset, &src.store, src_offset, len) {
+            return Ok(());
+        }
+        self.copy_sg_any(offset, src, src_offset, len)
+    }
+
+    #[inline(never)]
+    fn copy_sg_any(&mut self, offset: u64, src: &Self, src_offset: u64, len: u64) -> Result<(), DmaError> {
         self.check_write(offset, len)?;
         src.check(src_offset, len)?;
         self.store.copy(offset, &src.store, src_offset, len);
@@ -463,7 +484,15 @@ impl SgList {
     #[inline]
     pub fn rehome(&mut self, map: &Arc<MemoryMap>) {
         if self.is_empty() {
-            self.store.clear();
+            self.reset(Some(map));
+        }
+    }
+
+    /// Empties it, and holds that map where one is given.
+    #[inline]
+    pub(super) fn reset(&mut self, map: Option<&Arc<MemoryMap>>) {
+        self.store.clear();
+        if let Some(map) = map {
             self.store.adopt(map);
         }
     }

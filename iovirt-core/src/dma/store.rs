@@ -3,6 +3,7 @@
 //! The one invariant of this file: every piece in `iov` lies in a map or a host buffer that the same store
 //! holds an `Arc` of. Everything `unsafe` about lists rests on it and is in this file.
 
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, LazyLock};
 
 use super::sglist::HOST;
@@ -96,21 +97,32 @@ impl Store {
         self.tail = 0;
         self.len = 0;
         self.read_only = false;
+        if self.used > 0 {
+            self.reuse_own();
+        }
         if self.holds {
             self.release();
         }
     }
 
-    /// Lets go of what only cleared segments needed. A buffer that a slice still uses is left to it.
+    /// Lets the own buffer be filled from its start again, unless a slice still uses it: then it is left to that one.
+    #[inline]
+    fn reuse_own(&mut self) {
+        self.used = 0;
+        // No weak reference is ever made, so a count of one is ours and stays so.
+        if self.own.as_ref().is_some_and(|own| Arc::strong_count(own) > 1) {
+            self.own = None;
+        }
+        // What others did with the buffer, they did before they let go of it.
+        fence(Ordering::Acquire);
+    }
+
+    /// Lets go of what only cleared segments needed.
     #[cold]
     fn release(&mut self) {
         self.holds = false;
         self.older.clear();
         self.borrowed.clear();
-        self.used = 0;
-        if self.own.as_mut().is_some_and(|own| Arc::get_mut(own).is_none()) {
-            self.own = None;
-        }
     }
 
     /// Holds `map` for the segments that follow.
@@ -205,6 +217,7 @@ impl Store {
     }
 
     /// Appends `len` bytes of this list's own host buffer.
+    #[inline]
     pub(super) fn push_own(&mut self, len: usize, max: usize) -> Result<(), DmaError> {
         let piece = self.reserve(len);
         self.append(Segment::host(piece), max)
@@ -234,13 +247,25 @@ impl Store {
     }
 
     /// Bytes of host memory in use.
+    #[inline]
     pub(super) fn host_used(&self) -> usize {
         self.used
     }
 
     /// A fresh piece of the own buffer, page aligned. A buffer that is too small is left to its segments.
+    #[inline]
     fn reserve(&mut self, len: usize) -> IoVec {
-        self.holds = true;
+        match &self.own {
+            Some(own) if self.used == 0 && len <= own.len() => {
+                self.used = len;
+                own.memory().part(0, len)
+            }
+            _ => self.reserve_more(len),
+        }
+    }
+
+    #[inline(never)]
+    fn reserve_more(&mut self, len: usize) -> IoVec {
         let start = self.used.next_multiple_of(HostBuffer::ALIGN);
         if let Some(own) = &self.own
             && own.len().checked_sub(start).is_some_and(|room| len <= room)
@@ -252,6 +277,7 @@ impl Store {
         let piece = fresh.memory().slice(0, len);
         let outgrown = self.own.replace(fresh);
         if self.used > 0 {
+            self.holds = true;
             self.borrowed.extend(outgrown);
         }
         self.used = len;
@@ -390,8 +416,56 @@ impl Store {
         })
     }
 
-    /// Copies from `offset`; the range must be inside the list.
+    /// The host memory of `offset .. offset + len` where all of it lies in the first segment, as it does of most lists.
     #[inline]
+    fn first_part(&self, offset: u64, len: u64) -> Option<IoVec> {
+        if self.head >= self.tail {
+            return None;
+        }
+        let first = self.iov.get(self.head)?;
+        let size = first.len() as u64;
+        if offset > size || len > size - offset {
+            return None;
+        }
+        Some(first.part(offset as usize, len as usize))
+    }
+
+    /// Copies from `offset` if that lies in the first segment; whether it does.
+    #[inline]
+    pub(super) fn read_first(&self, offset: u64, dst: &mut [u8]) -> bool {
+        let Some(piece) = self.first_part(offset, dst.len() as u64) else { return false };
+        // SAFETY: the piece lies in held memory (the invariant).
+        unsafe { piece.read(0, dst) };
+        true
+    }
+
+    /// Copies to `offset` if that lies in the first segment and the list may be written; whether both is so.
+    #[inline]
+    pub(super) fn write_first(&mut self, offset: u64, src: &[u8]) -> bool {
+        if self.read_only {
+            return false;
+        }
+        let Some(piece) = self.first_part(offset, src.len() as u64) else { return false };
+        // SAFETY: the piece lies in held memory (the invariant) that may be written (checked above).
+        unsafe { piece.write(0, src) };
+        true
+    }
+
+    /// Copies from another list where both ranges lie in a first segment and this list may be written; whether all is so.
+    #[inline]
+    pub(super) fn copy_first(&mut self, offset: u64, src: &Self, src_offset: u64, len: u64) -> bool {
+        if self.read_only {
+            return false;
+        }
+        let (Some(to), Some(from)) = (self.first_part(offset, len), src.first_part(src_offset, len)) else {
+            return false;
+        };
+        // SAFETY: both pieces lie in held memory (the invariant), and this list may be written (checked above).
+        unsafe { to.copy_from(&from) };
+        true
+    }
+
+    /// Copies from `offset`; the range must be inside the list.
     pub(super) fn read(&self, offset: u64, dst: &mut [u8]) {
         let mut done = 0;
         for segment in self.pieces(offset, dst.len() as u64) {
@@ -403,7 +477,6 @@ impl Store {
     }
 
     /// Copies to `offset`; the range must be inside the list, and the list not read-only.
-    #[inline]
     pub(super) fn write(&mut self, offset: u64, src: &[u8]) {
         assert!(!self.read_only, "write to a read-only list");
         let mut done = 0;
@@ -442,13 +515,19 @@ impl Store {
 
     /// Marks guest memory of a range dirty: in the view's map, which is the one that is being logged now, and
     /// in the maps the segments came from.
+    #[inline]
     pub(super) fn mark_dirty(&self, view: &DmaView, offset: u64, len: u64) {
+        let nobody_logs = !view.map().dirty_logging() && !self.map.dirty_logging() && self.older.is_empty();
+        if !nobody_logs {
+            self.log_dirty(view, offset, len);
+        }
+    }
+
+    #[inline(never)]
+    fn log_dirty(&self, view: &DmaView, offset: u64, len: u64) {
         let current = view.map();
         let others =
             || std::iter::once(&self.map).chain(&self.older).filter(|map| !Arc::ptr_eq(map, current));
-        if !current.dirty_logging() && !others().any(|map| map.dirty_logging()) {
-            return;
-        }
         for segment in self.pieces(offset, len).filter(Segment::is_guest) {
             current.mark_dirty(segment.addr(), segment.len());
             others().for_each(|map| map.mark_dirty(segment.addr(), segment.len()));

@@ -72,24 +72,32 @@ impl Pair {
         self.dropped.fetch_add(dropped, Ordering::Relaxed);
     }
 
-    /// Moves the tokens of `me` that have a frame to `to`, in the order of the frames. No lock where there is none.
+    /// Moves the tokens of `me` that have a frame to `to`, in the order of the frames, and says how many. No lock where there
+    /// is none.
     #[inline]
-    pub(super) fn take(&self, me: &Arc<Receiver>, mut to: impl FnMut(NetRequest)) {
-        if self.ready.load(Ordering::SeqCst) {
-            let mut state = self.lock();
-            if state.is_of(me) {
-                self.ready.store(false, Ordering::SeqCst);
-                state.filled.drain(..).for_each(&mut to);
-            }
+    pub(super) fn take(&self, me: &Arc<Receiver>, to: impl FnMut(NetRequest)) -> usize {
+        if !self.ready.load(Ordering::SeqCst) {
+            return 0;
         }
+        let mut state = self.lock();
+        if !state.is_of(me) {
+            return 0;
+        }
+        self.ready.store(false, Ordering::SeqCst);
+        let count = state.filled.len();
+        state.filled.drain(..).for_each(to);
+        count
     }
 
-    /// Gives back all tokens of `me` that wait; frames sent from now on find none.
-    pub(super) fn recall(&self, me: &Arc<Receiver>, mut to: impl FnMut(NetRequest)) {
+    /// Gives back all tokens of `me` that wait, and says how many; frames sent from now on find none.
+    pub(super) fn recall(&self, me: &Arc<Receiver>, to: impl FnMut(NetRequest)) -> usize {
         let mut state = self.lock();
-        if state.is_of(me) {
-            state.tokens.drain(..).for_each(&mut to);
+        if !state.is_of(me) {
+            return 0;
         }
+        let count = state.tokens.len();
+        state.tokens.drain(..).for_each(to);
+        count
     }
 
     /// `me` is gone.
