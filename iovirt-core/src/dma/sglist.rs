@@ -103,6 +103,7 @@ pub struct SgList {
     limits: SgLimits,
     home: Option<Arc<LostTags>>,
     tag: Option<u32>,
+    note: [u64; 2],
 }
 
 impl Default for SgList {
@@ -122,7 +123,7 @@ impl SgList {
 
     /// An empty list of no pool.
     pub fn with_limits(limits: SgLimits) -> Self {
-        Self { store: Store::with_capacity(limits.segments.min(Self::WARM)), limits, home: None, tag: None }
+        Self { store: Store::with_capacity(limits.segments.min(Self::WARM)), limits, home: None, tag: None, note: [0; 2] }
     }
 
     /// An empty list that reports to `home` when it is lost.
@@ -317,6 +318,14 @@ impl SgList {
     /// unchanged then.
     #[inline]
     pub fn slice_into(&self, offset: u64, len: u64, to: &mut Self) -> Result<(), DmaError> {
+        if self.store.slice_first(offset, len, &mut to.store) {
+            return Ok(());
+        }
+        self.slice_into_any(offset, len, to)
+    }
+
+    #[inline(never)]
+    fn slice_into_any(&self, offset: u64, len: u64, to: &mut Self) -> Result<(), DmaError> {
         self.check(offset, len)?;
         let mark = to.store.mark();
         let result = self.store.slice_into(offset, len, &mut to.store, to.limits.segments);
@@ -464,6 +473,20 @@ impl SgList {
         other.slice_into(0, other.len(), self)?;
         other.clear();
         Ok(())
+    }
+
+    // What a request that has no room for it keeps here
+
+    /// The note of the request that the list belongs to; it means nothing to the list.
+    #[inline]
+    pub(crate) fn note(&self) -> [u64; 2] {
+        self.note
+    }
+
+    /// Sets the note: whoever makes a request does, as it is left alone by everything else.
+    #[inline]
+    pub(crate) fn set_note(&mut self, note: [u64; 2]) {
+        self.note = note;
     }
 
     // Being lost

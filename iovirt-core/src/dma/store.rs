@@ -358,6 +358,20 @@ impl Store {
         }
     }
 
+    /// Appends `offset .. offset + len` of this list to `to`, if that is guest memory in the first segment, `to` holds the
+    /// same map and it has room; whether all is so.
+    #[inline]
+    pub(super) fn slice_first(&self, offset: u64, len: u64, to: &mut Self) -> bool {
+        let Some(piece) = self.first_part(offset, len) else { return false };
+        let Some(&addr) = self.addr.get(self.head) else { return false };
+        let same_map = self.older.is_empty() && Arc::ptr_eq(&self.map, &to.map);
+        if len == 0 || addr == HOST || !same_map {
+            return false;
+        }
+        to.read_only |= self.read_only;
+        to.tail < to.iov.len() && to.append(Segment::guest(addr + offset, piece), to.iov.len()).is_ok()
+    }
+
     /// Appends `offset .. offset + len` of this list, which must be in range, to `to`.
     pub(super) fn slice_into(
         &self,

@@ -2,12 +2,12 @@
 
 use super::counters::Tally;
 use super::device::NetShared;
-use super::packet::take_header;
+use super::packet::take_frame;
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
 use iovirt_core::dma::{DmaView, SgLimits, SgList};
-use iovirt_core::request::net::{NetOutput, NetRequest};
+use iovirt_core::request::net::{NetOutput, NetRequest, Offload};
 use iovirt_core::stage::{Client, Finished};
 use iovirt_core::worker::{Turn, WorkerContext};
 use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Tag};
@@ -84,8 +84,7 @@ impl TransmitQueue {
     ) {
         let (readable, _) = self.chain.parts_mut();
         // No offload was on offer, so a frame that asks for one cannot be sent as it is meant.
-        let plain = take_header(readable).is_some_and(iovirt_core::request::net::Offload::is_plain);
-        if !plain || readable.is_empty() || sg.swap_segments(readable).is_err() {
+        if !take_frame(readable, &mut sg).is_some_and(Offload::is_plain) {
             self.malformed.count();
             self.client.abandon(tag, sg);
             ring.push_used(head, 0);
