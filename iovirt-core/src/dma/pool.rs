@@ -40,7 +40,15 @@ impl SgPool {
         if self.idle.len() < self.depth && list.is_of(&self.lost) {
             list.reset(self.map.as_ref());
             self.idle.push(list);
+        } else {
+            Self::free(list);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free(list: Box<SgList>) {
+        drop(list);
     }
 
     /// Appends the tags of lists that were dropped while armed to `tags`, and returns how many. One relaxed

@@ -249,6 +249,21 @@ impl SgList {
         self.store.push_own(len, self.limits.segments)
     }
 
+    /// Appends a copy of all that `src` holds, in the list's own host memory.
+    ///
+    /// # Errors
+    ///
+    /// As for [`push_host`](SgList::push_host).
+    #[inline]
+    pub fn push_copy(&mut self, src: &Self) -> Result<(), DmaError> {
+        let len = src.len();
+        if len == 0 {
+            return Ok(());
+        }
+        self.check_host(len)?;
+        self.store.push_copy(&src.store, self.limits.segments)
+    }
+
     /// Appends `len` bytes at `offset` of a buffer that others may hold too.
     ///
     /// # Errors

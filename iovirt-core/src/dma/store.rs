@@ -223,6 +223,21 @@ impl Store {
         self.append(Segment::host(piece), max)
     }
 
+    /// Appends a copy of all of `src`, which is not empty, in this list's own host buffer.
+    #[inline]
+    pub(super) fn push_copy(&mut self, src: &Self, max: usize) -> Result<(), DmaError> {
+        let copy = self.reserve(src.len as usize);
+        self.append(Segment::host(copy), max)?;
+        let mut done = 0;
+        for from in src.iovecs() {
+            // SAFETY: the target lies in the own buffer, the source in held memory (the invariant); the pieces of `src`
+            // are as long together as what was reserved.
+            unsafe { copy.part(done, from.len()).copy_from(from) };
+            done += from.len();
+        }
+        Ok(())
+    }
+
     /// Appends a part of a buffer that others may hold too.
     pub(super) fn push_buffer(
         &mut self,

@@ -124,9 +124,7 @@ impl PairState {
         let mut carried = 0;
         for frame in frames {
             let Some(mut token) = self.tokens.pop() else { break };
-            let len = frame.sg().len();
-            let sg = token.sg_mut();
-            if sg.push_host(len as usize).and_then(|()| sg.copy_sg(0, frame.sg(), 0, len)).is_err() {
+            if token.sg_mut().push_copy(frame.sg()).is_err() {
                 // The token's list is smaller than the network's longest frame: the frame is lost, the token is not.
                 token.renew();
                 self.tokens.push(token);

@@ -51,6 +51,12 @@ impl LoopbackQueue {
         self.caps.check(request).err()
     }
 
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, request: NetRequest, error: NetError) {
+        self.finished.push(request, Err(error));
+    }
+
     /// The pair of this data plane, once it had a request.
     fn pair(&self) -> Option<&Pair> {
         self.pairs.get(usize::from(self.pair?))
@@ -61,7 +67,7 @@ impl Queue<NetRequest> for LoopbackQueue {
     #[inline]
     fn submit(&mut self, _: &mut WorkerContext<'_>, request: NetRequest) {
         if let Some(error) = self.refusal(&request) {
-            self.finished.push(request, Err(error));
+            self.refuse(request, error);
             return;
         }
         self.pair = Some(request.pair());

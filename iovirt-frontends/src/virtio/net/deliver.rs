@@ -12,6 +12,8 @@ use iovirt_core::request::net::{ETHERNET_HEADER, MacAddr};
 /// Most buffers that one frame is spread over. The longest frame fits into them if each has 1 KiB.
 const MAX_BUFFERS: usize = 64;
 
+const IMPOSSIBLE: QueueError = QueueError::Request("a receive buffer cannot be written");
+
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
@@ -91,7 +93,7 @@ impl Deliverer {
         if room < need {
             return self.spread(ring, frame, need, head);
         }
-        write(ring, (chain, head), Some(1), frame, 0)?;
+        write(ring, (chain, head), Some(1), frame, 0).ok_or(IMPOSSIBLE)?;
         self.received.count();
         Ok(Delivery::Done)
     }
@@ -126,7 +128,7 @@ impl Deliverer {
         let count = self.heads.len() as u16;
         let mut done = 0;
         for (at, (chain, &head)) in self.chains.iter_mut().zip(&self.heads).enumerate() {
-            done += write(ring, (chain, head), (at == 0).then_some(count), frame, done)?;
+            done += write(ring, (chain, head), (at == 0).then_some(count), frame, done).ok_or(IMPOSSIBLE)?;
         }
         self.received.count();
         Ok(Delivery::Done)
@@ -159,7 +161,8 @@ impl Deliverer {
 }
 
 /// Copies the frame from `done` into a buffer, as much as fits, and returns the buffer; says how much that was. The first of
-/// a frame's buffers begins with a header that tells their number.
+/// a frame's buffers begins with a header that tells their number. `None` where the buffer cannot be written, though it is
+/// of the list that the ring engine resolved for that.
 #[inline]
 fn write(
     ring: &mut Ring,
@@ -167,18 +170,17 @@ fn write(
     header: Option<u16>,
     frame: &SgList,
     done: u64,
-) -> Result<u64, QueueError> {
-    const IMPOSSIBLE: QueueError = QueueError::Request("a receive buffer cannot be written");
+) -> Option<u64> {
     let buffer = chain.writable_mut();
     let mut start = 0;
     if let Some(buffers) = header {
-        buffer.copy_from(0, &receive_header(buffers)).map_err(|_| IMPOSSIBLE)?;
+        buffer.copy_from(0, &receive_header(buffers)).ok()?;
         start = HEADER_LEN as u64;
     }
     let part = (buffer.len() - start).min(frame.len() - done);
-    buffer.copy_sg(start, frame, done, part).map_err(|_| IMPOSSIBLE)?;
+    buffer.copy_sg(start, frame, done, part).ok()?;
     buffer.mark_dirty(ring.view(), start + part);
     // A chain's length fits 32 bits: the ring engine checks that.
     ring.push_used(head, (start + part) as u32);
-    Ok(part)
+    Some(part)
 }
