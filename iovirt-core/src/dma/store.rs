@@ -111,14 +111,21 @@ impl Store {
         self.used = 0;
         // No weak reference is ever made, so a count of one is ours and stays so.
         if self.own.as_ref().is_some_and(|own| Arc::strong_count(own) > 1) {
-            self.own = None;
+            self.leave_own();
         }
         // What others did with the buffer, they did before they let go of it.
         fence(Ordering::Acquire);
     }
 
+    #[cold]
+    #[inline(never)]
+    fn leave_own(&mut self) {
+        self.own = None;
+    }
+
     /// Lets go of what only cleared segments needed.
     #[cold]
+    #[inline(never)]
     fn release(&mut self) {
         self.holds = false;
         self.older.clear();
@@ -226,7 +233,7 @@ impl Store {
     /// Appends a copy of all of `src`, which is not empty, in this list's own host buffer.
     #[inline]
     pub(super) fn push_copy(&mut self, src: &Self, max: usize) -> Result<(), DmaError> {
-        let copy = self.reserve(src.len as usize);
+        let copy = self.reserve_anywhere(src.len as usize);
         self.append(Segment::host(copy), max)?;
         let mut done = 0;
         for from in src.iovecs() {
@@ -276,6 +283,21 @@ impl Store {
                 own.memory().part(0, len)
             }
             _ => self.reserve_more(len),
+        }
+    }
+
+    /// The same for what need not be page aligned. Small pieces of different lists then begin at different places of their
+    /// pages: all at the same one, they would compete for the few lines that a first cache has for it.
+    #[inline]
+    fn reserve_anywhere(&mut self, len: usize) -> IoVec {
+        const LINE: usize = 64;
+        const PLACES: usize = HostBuffer::ALIGN / 2 / LINE;
+        let place = std::ptr::from_ref(self).addr() / LINE % PLACES * LINE;
+        let piece = self.reserve(len);
+        match &self.own {
+            // The piece is the first of its buffer, which has a page at least; what follows begins on the next one.
+            Some(own) if self.used == len && len <= HostBuffer::ALIGN / 2 => own.memory().part(place, len),
+            _ => piece,
         }
     }
 
@@ -445,13 +467,18 @@ impl Store {
         })
     }
 
+    #[inline]
+    fn first(&self) -> Option<&IoVec> {
+        debug_assert!(self.head <= self.tail && self.tail <= self.iov.len());
+        // SAFETY: `head` never passes `tail`, nor `tail` the length of `iov`, which never shrinks: a segment is taken off
+        // only while `head < tail`, and added only where `iov` has a place for it.
+        (self.head < self.tail).then(|| unsafe { self.iov.get_unchecked(self.head) })
+    }
+
     /// The host memory of `offset .. offset + len` where all of it lies in the first segment, as it does of most lists.
     #[inline]
     fn first_part(&self, offset: u64, len: u64) -> Option<IoVec> {
-        if self.head >= self.tail {
-            return None;
-        }
-        let first = self.iov.get(self.head)?;
+        let first = self.first()?;
         let size = first.len() as u64;
         if offset > size || len > size - offset {
             return None;

@@ -1,7 +1,7 @@
 //! What the two sides of a pair share: tokens that wait, and tokens that have a frame.
 
 use iovirt_core::request::net::NetRequest;
-use iovirt_core::worker::LaneWaker;
+use iovirt_core::worker::{LaneWaker, WorkerContext};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,7 +42,13 @@ impl Pair {
 
     /// One batch of submissions: takes `tokens` of `me`, and copies `frames` into the tokens that wait. Tokens stay where
     /// they are if another one receives on this pair.
-    pub(super) fn exchange(&self, me: &Arc<Receiver>, tokens: &mut Vec<NetRequest>, frames: &[NetRequest]) {
+    pub(super) fn exchange(
+        &self,
+        cx: &WorkerContext<'_>,
+        me: &Arc<Receiver>,
+        tokens: &mut Vec<NetRequest>,
+        frames: &[NetRequest],
+    ) {
         let mut wake = None;
         {
             let mut state = self.lock();
@@ -63,7 +69,7 @@ impl Pair {
         }
         // Whoever sends to itself polls next in any case.
         if let Some(receiver) = wake.filter(|receiver| !Arc::ptr_eq(receiver, me)) {
-            receiver.waker.wake();
+            cx.wake(&receiver.waker);
         }
     }
 
@@ -119,15 +125,21 @@ impl PairState {
         self.receiver.as_ref().is_some_and(|receiver| Arc::ptr_eq(receiver, me))
     }
 
+    /// The token's list is smaller than the network's longest frame: the frame is lost, the token is not.
+    #[cold]
+    #[inline(never)]
+    fn keep(&mut self, mut token: NetRequest) {
+        token.renew();
+        self.tokens.push(token);
+    }
+
     /// Copies frames into tokens as far as there are any, and says how many.
     fn carry(&mut self, frames: &[NetRequest]) -> u64 {
         let mut carried = 0;
         for frame in frames {
             let Some(mut token) = self.tokens.pop() else { break };
             if token.sg_mut().push_copy(frame.sg()).is_err() {
-                // The token's list is smaller than the network's longest frame: the frame is lost, the token is not.
-                token.renew();
-                self.tokens.push(token);
+                self.keep(token);
                 continue;
             }
             self.filled.push(token);

@@ -71,9 +71,9 @@ impl Deliverer {
     #[inline]
     pub(super) fn wants(&mut self, frame: &SgList) -> bool {
         let mut to = MacAddr::default();
+        let mode = &*self.mode.mode;
         let wanted = frame.len() >= u64::from(ETHERNET_HEADER)
-            && frame.copy_to(0, &mut to.0).is_ok()
-            && self.mode.mode.wants(to);
+            && (mode.promiscuous || (frame.copy_to(0, &mut to.0).is_ok() && mode.wants(to)));
         if !wanted {
             self.filtered.count();
         }
