@@ -12,6 +12,9 @@
 //! | `virtio-queue` | a device of its own that does the same in one function, without stages, life cycle and counters: an eventfd and an epoll for the doorbell, `virtio-queue` and `vm-memory` for the rings and the copies |
 //! | `virtio-net -> loopback` | the whole boxed path |
 //!
+//! The guest's buffers begin on pages, the worst case, as all of them compete for the same few lines of the first cache; or
+//! spread over their pages.
+//!
 //! `cargo bench --bench frames` prints nanoseconds per frame. `cargo bench --bench frames -- --count 2000` runs the last
 //! row only, so many batches of 32: for a profiler that counts instructions
 //! (`valgrind --tool=callgrind target/release/deps/frames-… --count 2000`).
@@ -20,7 +23,7 @@ use std::hint::black_box;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use net::{AVAIL, Card, HEADER, RINGS, SIZE, USED, buffer};
+use net::{AVAIL, Card, HEADER, PAGES, RINGS, SIZE, USED, buffer};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -30,6 +33,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 mod net;
 
 const BATCH: u16 = 32;
+/// From one buffer of 2 KiB to the next in bytes, where something lies between them, as an allocator's header does: they
+/// begin at different places of their pages.
+const SPREAD: u64 = 0x840;
 
 /// A loopback card as one function over `virtio-queue`.
 struct Theirs {
@@ -43,9 +49,9 @@ struct Theirs {
 }
 
 impl Theirs {
-    fn new(frame: u32) -> Self {
+    fn new(frame: u32, stride: u64) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
-        let view = net::memory(frame).view();
+        let view = net::memory(frame, stride).view();
         let mut page = [0; 4096];
         for at in (0..16 << 20).step_by(page.len()) {
             view.read(at, &mut page).unwrap();
@@ -123,25 +129,26 @@ impl Theirs {
 struct Copies {
     memory: Vec<u8>,
     tokens: Vec<Vec<u8>>,
+    stride: u64,
     at: u64,
 }
 
 impl Copies {
-    fn new(frame: u32) -> Self {
+    fn new(frame: u32, stride: u64) -> Self {
         let tokens = (0..BATCH).map(|_| vec![0; frame as usize]).collect();
-        Self { memory: vec![1; 16 << 20], tokens, at: 0 }
+        Self { memory: vec![1; 16 << 20], tokens, stride, at: 0 }
     }
 
     fn turn(&mut self) {
         let start = self.at;
         for (at, token) in (start..).zip(&mut self.tokens) {
-            let from = (buffer(1, at % u64::from(SIZE)) + u64::from(HEADER)) as usize;
+            let from = (buffer(1, at % u64::from(SIZE), self.stride) + u64::from(HEADER)) as usize;
             let len = token.len();
             token.copy_from_slice(&self.memory[from..from + len]);
         }
         black_box(&mut self.tokens);
         for (at, token) in (start..).zip(&self.tokens) {
-            let to = buffer(0, at % u64::from(SIZE)) as usize;
+            let to = buffer(0, at % u64::from(SIZE), self.stride) as usize;
             self.memory[to..to + HEADER as usize].fill(0);
             let to = to + HEADER as usize;
             self.memory[to..to + token.len()].copy_from_slice(token);
@@ -162,10 +169,11 @@ fn sample(turn: &mut dyn FnMut()) -> f64 {
 }
 
 /// Measures each in turn and prints the fastest and the median.
-fn table(frame: u32) {
+fn table(frame: u32, stride: u64) {
     const SAMPLES: usize = 1000;
-    let (mut ours, mut idle) = (Card::new(frame, net::loopback()), Card::new(frame, net::loopback()));
-    let (mut theirs, mut copies) = (Theirs::new(frame), Copies::new(frame));
+    let card = || Card::new(frame, stride, net::loopback());
+    let (mut ours, mut idle) = (card(), card());
+    let (mut theirs, mut copies) = (Theirs::new(frame, stride), Copies::new(frame, stride));
     let mut rows: [(&str, &mut dyn FnMut()); 4] = [
         ("two copies", &mut || copies.turn()),
         ("doorbell and step", &mut || idle.ring()),
@@ -181,7 +189,10 @@ fn table(frame: u32) {
     for ((name, _), times) in rows.iter().zip(&mut times) {
         times.sort_by(f64::total_cmp);
         let (fastest, median) = (times[0], times[SAMPLES / 2]);
-        println!("{frame:>4} bytes  {name:<24} fastest {fastest:>6.1} ns  median {median:>6.1} ns per frame");
+        let placed = if stride == PAGES { "on pages" } else { "spread" };
+        println!(
+            "{frame:>4} bytes, {placed:<8}  {name:<24} fastest {fastest:>6.1} ns  median {median:>6.1} ns per frame"
+        );
     }
     ours.check();
     theirs.check();
@@ -190,17 +201,19 @@ fn table(frame: u32) {
 fn main() {
     let mut arguments = std::env::args().skip_while(|argument| argument != "--count");
     if let Some(count) = arguments.nth(1) {
-        let mut card = Card::new(64, net::loopback());
+        let mut card = Card::new(64, PAGES, net::loopback());
         (0..count.parse::<u32>().expect("a number of batches")).for_each(|_| card.turn(BATCH));
         card.check();
         return;
     }
     // Run as a test, it only shows that it works.
     if std::env::args().any(|argument| argument == "--bench") {
-        [64, 1500].into_iter().for_each(table);
+        for stride in [PAGES, SPREAD] {
+            [64, 1500].into_iter().for_each(|frame| table(frame, stride));
+        }
     } else {
-        Theirs::new(64).turn();
-        Copies::new(64).turn();
-        Card::new(64, net::loopback()).turn(BATCH);
+        Theirs::new(64, PAGES).turn();
+        Copies::new(64, PAGES).turn();
+        Card::new(64, PAGES, net::loopback()).turn(BATCH);
     }
 }

@@ -14,7 +14,7 @@ use iovirt_core::dma::{SgLimits, SgPool};
 use iovirt_core::pipeline::{BoxBackend, BoxInterposer, Pipeline};
 use iovirt_core::prelude::*;
 use iovirt_core::request::net::NetRequest;
-use net::{Card, loopback};
+use net::{Card, PAGES, loopback};
 use std::io::{IoSlice, Write};
 use std::process::Command;
 
@@ -31,7 +31,7 @@ fn virtio_net(c: &mut Criterion) {
         ("filter -> loopback", Pipeline::boxed(vec![filter()], loopback()).unwrap()),
     ] {
         for batch in [1u16, 32, 64] {
-            let mut card = Card::new(FRAME, stack.clone());
+            let mut card = Card::new(FRAME, PAGES, stack.clone());
             group.throughput(Throughput::Elements(batch.into()));
             group.bench_function(BenchmarkId::new(name, batch), |b| b.iter(|| card.turn(batch)));
             card.check();

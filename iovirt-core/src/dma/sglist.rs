@@ -123,7 +123,13 @@ impl SgList {
 
     /// An empty list of no pool.
     pub fn with_limits(limits: SgLimits) -> Self {
-        Self { store: Store::with_capacity(limits.segments.min(Self::WARM)), limits, home: None, tag: None, note: [0; 2] }
+        Self {
+            store: Store::with_capacity(limits.segments.min(Self::WARM)),
+            limits,
+            home: None,
+            tag: None,
+            note: [0; 2],
+        }
     }
 
     /// An empty list that reports to `home` when it is lost.
