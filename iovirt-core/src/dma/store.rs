@@ -405,8 +405,10 @@ impl Store {
         if len == 0 || addr == HOST || !same_map {
             return false;
         }
-        to.read_only |= self.read_only;
-        to.tail < to.iov.len() && to.append(Segment::guest(addr + offset, piece), to.iov.len()).is_ok()
+        let room = to.iov.len();
+        let fits = to.tail < room && to.append(Segment::guest(addr + offset, piece), room).is_ok();
+        to.read_only |= fits && self.read_only;
+        fits
     }
 
     /// Appends `offset .. offset + len` of this list, which must be in range, to `to`.
