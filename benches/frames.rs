@@ -209,7 +209,9 @@ fn main() {
     // Run as a test, it only shows that it works.
     if std::env::args().any(|argument| argument == "--bench") {
         for stride in [PAGES, SPREAD] {
-            [64, 1500].into_iter().for_each(|frame| table(frame, stride));
+            for frame in [64, 1500] {
+                table(frame, stride);
+            }
         }
     } else {
         Theirs::new(64, PAGES).turn();

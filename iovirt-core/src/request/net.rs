@@ -218,6 +218,7 @@ impl NetRequest {
     }
 }
 
+#[expect(clippy::missing_fields_in_debug, reason = "the word is shown by what it is made of")]
 impl fmt::Debug for NetRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NetRequest")
