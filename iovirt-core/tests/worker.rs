@@ -343,7 +343,9 @@ fn a_lane_wakes_another_on_its_worker_and_elsewhere() {
     // This one comes after the lane that it wakes, in the only round.
     workers[0].handle().add_lane(move |_| {
         lane(move |cx| {
-            wakers.iter().for_each(|waker| cx.wake(waker));
+            for waker in &wakers {
+                cx.wake(waker);
+            }
             Turn::Idle
         })
     });
