@@ -9,8 +9,8 @@ use crate::irq::{Interrupt, MsiMessage, MsiSink};
 use crate::pipeline::Stages;
 use crate::state::StateError;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// The configuration space of a function: how it is read and written.
 pub trait PciConfigAccess: Send + Sync {
@@ -25,18 +25,25 @@ pub trait PciConfigAccess: Send + Sync {
 pub struct Messages {
     pending: AtomicU32,
     next: Arc<dyn Interrupt>,
+    address: Option<u64>,
 }
 
 impl Messages {
     /// Passes each on as an interrupt.
     pub fn new(next: Arc<dyn Interrupt>) -> Arc<Self> {
-        Arc::new(Self { pending: AtomicU32::new(0), next })
+        Arc::new(Self { pending: AtomicU32::new(0), next, address: Some(MESSAGE_ADDRESS) })
+    }
+
+    /// The same for a driver that writes any address into the table.
+    pub fn anywhere(next: Arc<dyn Interrupt>) -> Arc<Self> {
+        Arc::new(Self { pending: AtomicU32::new(0), next, address: None })
     }
 }
 
 impl MsiSink for Messages {
     fn signal(&self, message: MsiMessage) {
-        assert_eq!(message.address, MESSAGE_ADDRESS, "a message went elsewhere");
+        let here = self.address.is_none_or(|address| address == message.address);
+        assert!(here, "a message went elsewhere: {message:?}");
         self.pending.fetch_or(if message.data == 0 { INT_CONFIG } else { INT_USED }, Ordering::SeqCst);
         self.next.trigger();
     }
@@ -46,6 +53,8 @@ const MESSAGE_ADDRESS: u64 = 0xfee0_0000;
 const INT_USED: u32 = 1;
 const INT_CONFIG: u32 = 2;
 const NO_QUEUE: u32 = 0;
+/// What a driver writes first, once it has enabled the function.
+const ACKNOWLEDGE: u32 = 1;
 const RING_RESET_HIGH: u32 = 1 << 8;
 
 // virtio-mmio.
@@ -121,7 +130,6 @@ pub struct MmioOverPci {
     max_sizes: Vec<u32>,
     /// What was read of the interrupt status, which reading clears.
     pending: AtomicU32,
-    features_sel: Mutex<(u32, u32)>,
 }
 
 impl MmioOverPci {
@@ -146,7 +154,6 @@ impl MmioOverPci {
             device_id: u32::from(u16::from_le_bytes(device)) - 0x1040,
             max_sizes: Vec::new(),
             pending: AtomicU32::new(0),
-            features_sel: Mutex::default(),
         };
         this.enable();
         let queues = this.get(pci::NUM_QUEUES, 2);
@@ -199,17 +206,10 @@ impl MmioOverPci {
     fn interrupt_status(&self) -> u32 {
         let mut isr = [0];
         self.function.read(self.places.isr.region, self.places.isr.offset, &mut isr);
-        let messages = self.messages.as_ref().map_or(0, |messages| messages.pending.swap(0, Ordering::SeqCst));
+        let messages =
+            self.messages.as_ref().map_or(0, |messages| messages.pending.swap(0, Ordering::SeqCst));
         let new = u32::from(isr[0]) | messages;
         self.pending.fetch_or(new, Ordering::SeqCst) | new
-    }
-
-    fn features_sel(&self) -> (u32, u32) {
-        *self.features_sel.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_features_sel(&self, change: impl FnOnce(&mut (u32, u32))) {
-        change(&mut self.features_sel.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn read_register(&self, offset: u64) -> u32 {
@@ -217,10 +217,7 @@ impl MmioOverPci {
             mmio::MAGIC => 0x7472_6976,
             mmio::VERSION => 2,
             mmio::DEVICE_ID => self.device_id,
-            mmio::DEVICE_FEATURES => {
-                let hidden = if self.features_sel().0 == 1 { RING_RESET_HIGH } else { 0 };
-                self.get(pci::DEVICE_FEATURES, 4) & !hidden
-            }
+            mmio::DEVICE_FEATURES => self.get(pci::DEVICE_FEATURES, 4),
             mmio::QUEUE_NUM_MAX => {
                 let queue = self.get(pci::QUEUE_SEL, 2) as usize;
                 self.max_sizes.get(queue).copied().unwrap_or(NO_QUEUE)
@@ -236,16 +233,11 @@ impl MmioOverPci {
 
     fn write_register(&self, offset: u64, value: u32) -> Access {
         match offset {
-            mmio::DEVICE_FEATURES_SEL => {
-                self.set_features_sel(|sel| sel.0 = value);
-                self.put(pci::DEVICE_FEATURES_SEL, value, 4)
-            }
-            mmio::DRIVER_FEATURES_SEL => {
-                self.set_features_sel(|sel| sel.1 = value);
-                self.put(pci::DRIVER_FEATURES_SEL, value, 4)
-            }
+            mmio::DEVICE_FEATURES_SEL => self.put(pci::DEVICE_FEATURES_SEL, value, 4),
+            mmio::DRIVER_FEATURES_SEL => self.put(pci::DRIVER_FEATURES_SEL, value, 4),
             mmio::DRIVER_FEATURES => {
-                let own = if self.features_sel().1 == 1 { RING_RESET_HIGH } else { 0 };
+                // Needed to take a queue back.
+                let own = if self.get(pci::DRIVER_FEATURES_SEL, 4) == 1 { RING_RESET_HIGH } else { 0 };
                 self.put(pci::DRIVER_FEATURES, value | own, 4)
             }
             // What does not fit into the register is no queue.
@@ -274,6 +266,9 @@ impl MmioOverPci {
     }
 
     fn set_status(&self, value: u32) -> Access {
+        if value == ACKNOWLEDGE {
+            self.enable();
+        }
         let access = self.put(pci::STATUS, value & 0xff, 1);
         if value == 0 {
             self.interrupt_status();
@@ -427,6 +422,9 @@ impl Frontend for MmioOverPci {
 
 impl fmt::Debug for MmioOverPci {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MmioOverPci").field("function", &self.function).field("places", &self.places).finish_non_exhaustive()
+        f.debug_struct("MmioOverPci")
+            .field("function", &self.function)
+            .field("places", &self.places)
+            .finish_non_exhaustive()
     }
 }

@@ -201,7 +201,9 @@ impl PciBus {
                 Access::Done
             }
             4..8 if port as usize + data.len() <= 8 => match PciAddress::from_port(state.address) {
-                Some((address, register)) => self.write(&mut state, address, register | (port as u16 & 3), data),
+                Some((address, register)) => {
+                    self.write(&mut state, address, register | (port as u16 & 3), data)
+                }
                 None => Access::Done,
             },
             _ => Access::Done,

@@ -127,7 +127,9 @@ impl Bar {
         } else if self.is_64_bit() && taken[index + 1].is_some() {
             Some("the register behind it is taken")
         } else if !self.size().is_power_of_two() || !(smallest..=largest).contains(&self.size()) {
-            Some("its size must be a power of two: 4 to 256 for ports, 16 bytes to 2 GiB for memory below 4 GiB")
+            Some(
+                "its size must be a power of two: 4 to 256 for ports, 16 bytes to 2 GiB for memory below 4 GiB",
+            )
         } else {
             None
         }
@@ -263,7 +265,8 @@ impl ConfigSpace {
         let bar = (*self.bars.get(index)?)?;
         let at = BARS + 4 * index;
         let low = u32::from_le_bytes(self.get(at));
-        let (command, flags) = (self.command(), u64::from(if bar.kind() == RegionKind::Pio { 3u32 } else { 15 }));
+        let (command, flags) =
+            (self.command(), u64::from(if bar.kind() == RegionKind::Pio { 3u32 } else { 15 }));
         let (on, limit) = match bar {
             Bar::Io(_) => (command.io(), 0x1_0000),
             Bar::Memory32(_) => (command.memory(), 1 << 32),

@@ -8,7 +8,9 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum PciError {
     /// No such place.
-    #[error("there is no PCI device {device}, function {function}: devices go from 0 to 31, functions from 0 to 7")]
+    #[error(
+        "there is no PCI device {device}, function {function}: devices go from 0 to 31, functions from 0 to 7"
+    )]
     Address {
         /// The device asked for.
         device: u8,

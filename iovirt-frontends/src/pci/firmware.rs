@@ -39,7 +39,8 @@ impl Windows {
             }
             let high = if is_64_bit { probe(function, register + 4) } else { u32::MAX };
             let size = (!(u64::from(low & !15) | u64::from(high) << 32)).wrapping_add(1);
-            let window = if is_64_bit && !self.memory64.is_empty() { &mut self.memory64 } else { &mut self.memory };
+            let window =
+                if is_64_bit && !self.memory64.is_empty() { &mut self.memory64 } else { &mut self.memory };
             let address = take(window, size, PAGE, "memory")?;
             let _ = function.write_config(register, &(address as u32).to_le_bytes());
             if is_64_bit {

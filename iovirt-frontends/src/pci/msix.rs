@@ -163,7 +163,11 @@ impl Msix {
             let index = usize::try_from(first + bit).unwrap_or(usize::MAX);
             index < self.vectors.len() && self.vector(index).pending
         };
-        if first >= self.vectors.len() as u64 { 0 } else { (0..8).map(|bit| u8::from(pending(bit)) << bit).sum() }
+        if first >= self.vectors.len() as u64 {
+            0
+        } else {
+            (0..8).map(|bit| u8::from(pending(bit)) << bit).sum()
+        }
     }
 
     /// A write in the window: 32 or 64 bits, aligned (section 6.8.2). Others change nothing, nor do writes of pending bits.
@@ -220,6 +224,9 @@ impl MsixState {
 
 impl fmt::Debug for Msix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Msix").field("vectors", &self.vectors.len()).field("gate", &self.gate).finish_non_exhaustive()
+        f.debug_struct("Msix")
+            .field("vectors", &self.vectors.len())
+            .field("gate", &self.gate)
+            .finish_non_exhaustive()
     }
 }

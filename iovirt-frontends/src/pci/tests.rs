@@ -149,12 +149,14 @@ fn a_guest_finds_sizes_and_places_windows() {
     assert_eq!(config_read(&bus, at(3, 1), 0), u32::MAX, "nobody is there");
 
     // Placed as by firmware, and not switched on.
-    let placed: Vec<u32> = [0x10, 0x14, 0x18, 0x1c].map(|register| config_read(&bus, address, register)).into();
+    let placed: Vec<u32> =
+        [0x10, 0x14, 0x18, 0x1c].map(|register| config_read(&bus, address, register)).into();
     assert_eq!(placed, [0xc000_0000, 0x0000_000c, 0x10, 0xc001]);
     assert_eq!(sample.decoded(), [None, None, None]);
 
     // A guest sizes them again.
-    for (register, size) in [(0x10, 0xffff_f000), (0x14, 0xfff0_000c), (0x18, u32::MAX), (0x1c, 0xffff_ffe1)] {
+    for (register, size) in [(0x10, 0xffff_f000), (0x14, 0xfff0_000c), (0x18, u32::MAX), (0x1c, 0xffff_ffe1)]
+    {
         let before = config_read(&bus, address, register);
         config_write(&bus, address, register, u32::MAX);
         assert_eq!(config_read(&bus, address, register), size, "register {register:#x}");
@@ -164,9 +166,11 @@ fn a_guest_finds_sizes_and_places_windows() {
 
     config_write(&bus, address, 4, 3);
     assert_eq!(sample.decoded(), [Some(0xc000_0000), Some(0x10_0000_0000), Some(0xc000)]);
-    for (kind, from, region) in
-        [(RegionKind::Mmio, 0xc000_0000, 0), (RegionKind::Mmio, 0x10_0000_0000, 1), (RegionKind::Pio, 0xc000, 2)]
-    {
+    for (kind, from, region) in [
+        (RegionKind::Mmio, 0xc000_0000, 0),
+        (RegionKind::Mmio, 0x10_0000_0000, 1),
+        (RegionKind::Pio, 0xc000, 2),
+    ] {
         let mut byte = [0xee];
         bus.read(kind, from, &mut byte);
         assert_eq!(byte[0], region);
@@ -226,7 +230,11 @@ fn both_ways_to_the_configuration_space_agree() {
             let mut word = [0; 4];
             let function = u64::from(address.device()) << 15 | u64::from(address.function()) << 12;
             bus.read_ecam(function | u64::from(register), &mut word);
-            assert_eq!(u32::from_le_bytes(word), config_read(&bus, address, register), "{address} {register:#x}");
+            assert_eq!(
+                u32::from_le_bytes(word),
+                config_read(&bus, address, register),
+                "{address} {register:#x}"
+            );
             // Bytes and words of it too.
             for byte in 0..4 {
                 let mut single = [0];
@@ -252,13 +260,20 @@ fn both_ways_to_the_configuration_space_agree() {
 fn nothing_but_what_is_writable_can_be_written() {
     let (bus, _) = bus();
     bus.add(at(1, 0), Sample::new()).unwrap();
-    let space = || -> Vec<u32> { (0..256).step_by(4).map(|register| config_read(&bus, at(1, 0), register)).collect() };
+    let space = || -> Vec<u32> {
+        (0..256).step_by(4).map(|register| config_read(&bus, at(1, 0), register)).collect()
+    };
     let before = space();
     for register in (0..256).step_by(4) {
         config_write(&bus, at(1, 0), register, u32::MAX);
     }
-    let changed: Vec<_> =
-        before.iter().zip(space()).zip(0..).filter(|((old, new), _)| *old != new).map(|(_, index)| index * 4).collect();
+    let changed: Vec<_> = before
+        .iter()
+        .zip(space())
+        .zip(0..)
+        .filter(|((old, new), _)| *old != new)
+        .map(|(_, index)| index * 4)
+        .collect();
     assert_eq!(changed, [0x04, 0x0c, 0x10, 0x14, 0x18, 0x1c, 0x3c]);
     assert_eq!(config_read(&bus, at(1, 0), 4), 0x0000_0547);
 }
@@ -318,7 +333,8 @@ fn places_and_windows_are_refused_where_they_do_not_fit() {
     }
     assert_eq!(last, Err(PciError::Window { size: 0x20, window: "port" }));
 
-    let mut space = ConfigSpace::new(&Identity { vendor: 0, device: 0, class: 0, revision: 0, subsystem: (0, 0) });
+    let mut space =
+        ConfigSpace::new(&Identity { vendor: 0, device: 0, class: 0, revision: 0, subsystem: (0, 0) });
     space.add_bar(0, Bar::Memory64(0x1000)).unwrap();
     for (index, bar) in [
         (0, Bar::Io(4)),
@@ -347,7 +363,8 @@ impl MsiSink for Sent {
 fn table() -> (Msix, ConfigSpace, usize, Arc<Sent>) {
     let sent = Arc::new(Sent::default());
     let msix = Msix::new(3, sent.clone()).unwrap();
-    let mut space = ConfigSpace::new(&Identity { vendor: 0, device: 0, class: 0, revision: 0, subsystem: (0, 0) });
+    let mut space =
+        ConfigSpace::new(&Identity { vendor: 0, device: 0, class: 0, revision: 0, subsystem: (0, 0) });
     let at = msix.add_capability(&mut space, 2).unwrap();
     for vector in 0..3_u64 {
         msix.write(vector * 16, &0xfee0_0000_u64.to_le_bytes());
@@ -415,9 +432,15 @@ fn the_table_is_written_in_words_and_read_in_any_width() {
     };
     let before = entry(16);
     assert_eq!(before, [0, 0, 0xe0, 0xfe, 0, 0, 0, 0, 0x41, 0, 0, 0, 1, 0, 0, 0]);
-    for (offset, data) in
-        [(16, &[1_u8][..]), (16, &[1; 2]), (18, &[1; 4]), (20, &[1; 8]), (16, &[1; 3]), (48, &[1; 4]), (0x1000, &[1; 8])]
-    {
+    for (offset, data) in [
+        (16, &[1_u8][..]),
+        (16, &[1; 2]),
+        (18, &[1; 4]),
+        (20, &[1; 8]),
+        (16, &[1; 3]),
+        (48, &[1; 4]),
+        (0x1000, &[1; 8]),
+    ] {
         msix.write(offset, data);
     }
     assert_eq!((entry(16), entry(48), entry(0x1000)), (before, [0; 16], [0; 16]));

@@ -89,7 +89,6 @@ impl MmioDevice {
         }
     }
 
-
     fn write_register(&self, offset: u64, value: u32) -> Access {
         let selectors = &self.selectors;
         let configure = |change: fn(&mut QueueConfig, u32)| {

@@ -4,8 +4,8 @@ use super::registers::{INT_CONFIG, INT_USED};
 use crate::virtio::transport::generation::Generation;
 use crate::virtio::{ConfigListener, VirtioNotify};
 use iovirt_core::irq::Interrupt;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 #[derive(Debug)]
 pub(super) struct MmioNotify {
