@@ -172,7 +172,9 @@ impl PciBus {
     pub fn refresh(&self) {
         let mut state = self.state();
         let addresses: Vec<_> = state.slots.keys().copied().collect();
-        addresses.into_iter().for_each(|address| self.follow(&mut state, address));
+        for address in addresses {
+            self.follow(&mut state, address);
+        }
     }
 
     /// A read of the eight ports from [`CONFIG_PORT`](super::CONFIG_PORT).
@@ -202,7 +204,7 @@ impl PciBus {
             }
             4..8 if port as usize + data.len() <= 8 => match PciAddress::from_port(state.address) {
                 Some((address, register)) => {
-                    self.write(&mut state, address, register | (port as u16 & 3), data)
+                    self.configure(&mut state, address, register | (port as u16 & 3), data)
                 }
                 None => Access::Done,
             },
@@ -221,7 +223,7 @@ impl PciBus {
     /// A write of the memory-mapped configuration space.
     pub fn write_ecam(&self, offset: u64, data: &[u8]) -> Access {
         match PciAddress::from_ecam(offset) {
-            Some((address, register)) => self.write(&mut self.state(), address, register, data),
+            Some((address, register)) => self.configure(&mut self.state(), address, register, data),
             None => Access::Done,
         }
     }
@@ -235,7 +237,7 @@ impl PciBus {
     }
 
     /// A write of an address that the bus forwards. Where nobody decodes it, it is lost.
-    pub fn write_to(&self, kind: RegionKind, address: u64, data: &[u8]) -> Access {
+    pub fn write(&self, kind: RegionKind, address: u64, data: &[u8]) -> Access {
         match self.find(kind, address, data.len()) {
             Some((function, region, offset)) => function.write(region, offset, data),
             None => Access::Done,
@@ -264,7 +266,7 @@ impl PciBus {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, state: &mut State, address: PciAddress, register: u16, data: &[u8]) -> Access {
+    fn configure(&self, state: &mut State, address: PciAddress, register: u16, data: &[u8]) -> Access {
         let Some(slot) = state.slots.get(&address).filter(|_| usize::from(register) < CONFIG_LEN) else {
             return Access::Done;
         };
@@ -300,7 +302,9 @@ impl PciBus {
         }
         drop(windows);
         if let Some(listener) = &state.listener {
-            changes.iter().for_each(|change| listener.moved(change));
+            for change in &changes {
+                listener.moved(change);
+            }
         }
     }
 }

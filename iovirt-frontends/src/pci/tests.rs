@@ -180,7 +180,8 @@ fn a_guest_finds_sizes_and_places_windows() {
 #[test]
 fn windows_move_and_are_announced() {
     #[derive(Debug, Default)]
-    struct Moves(Mutex<Vec<(usize, Option<u64>, Option<u64>)>>);
+    struct Moves(Mutex<Vec<Move>>);
+    type Move = (usize, Option<u64>, Option<u64>);
     impl BarListener for Moves {
         fn moved(&self, change: &BarMove) {
             self.0.lock().unwrap().push((change.region, change.from, change.to));
@@ -214,8 +215,8 @@ fn windows_move_and_are_announced() {
     sample.reset();
     sample.restore(&saved).unwrap();
     config_write(&bus, address, 4, 2);
-    let _ = bus.write_to(RegionKind::Mmio, 0xc080_0ffc, &[1, 2, 3, 4]);
-    let _ = bus.write_to(RegionKind::Mmio, 0xc080_0ffe, &[1, 2, 3, 4]);
+    let _ = bus.write(RegionKind::Mmio, 0xc080_0ffc, &[1, 2, 3, 4]);
+    let _ = bus.write(RegionKind::Mmio, 0xc080_0ffe, &[1, 2, 3, 4]);
     assert_eq!(*sample.written.lock().unwrap(), [(0, 0xffc, vec![1, 2, 3, 4])], "half an access is none");
 }
 

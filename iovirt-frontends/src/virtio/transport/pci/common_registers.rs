@@ -69,16 +69,13 @@ impl PciDevice {
 
     /// Writes of a field's own width, and of 64 bits in halves (section 4.1.3.1). Others change nothing.
     pub(super) fn write_common(&self, offset: u64, data: &[u8]) -> Access {
-        match *data {
-            [value] if offset == STATUS => self.common.set_status(value),
-            [a, b] => self.write_word(offset, u16::from_le_bytes([a, b])),
-            [a, b, c, d] => {
-                self.write_long(offset, u32::from_le_bytes([a, b, c, d]));
-                Access::Done
-            }
-            [a, b, c, d, e, f, g, h] => {
-                self.write_long(offset, u32::from_le_bytes([a, b, c, d]));
-                self.write_long(offset + 4, u32::from_le_bytes([e, f, g, h]));
+        match data.len() {
+            1 if offset == STATUS => self.common.set_status(data[0]),
+            2 => self.write_word(offset, u16::from_le_bytes([data[0], data[1]])),
+            4 | 8 => {
+                for (word, at) in data.chunks_exact(4).zip((offset..).step_by(4)) {
+                    self.write_long(at, u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+                }
                 Access::Done
             }
             _ => Access::Done,
