@@ -1,8 +1,9 @@
 //! Interrupts: how a device reaches the guest. The embedder supplies the way, a device only pulls it.
 
+use crate::worker::fd::lend;
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -45,10 +46,26 @@ impl Interrupt for EventFdInterrupt {
     }
 }
 
+/// For a loop or a hypervisor's binding that speaks of descriptors and not of `EventFd`.
+impl AsFd for EventFdInterrupt {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        lend(&self.event)
+    }
+}
+
 impl fmt::Debug for EventFdInterrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "EventFdInterrupt(fd {})", self.event.as_raw_fd())
     }
+}
+
+/// A level-triggered interrupt line: `KVM_IRQ_LINE`, say. Called from worker threads and from vCPU threads; does not block.
+pub trait InterruptLine: Send + Sync + fmt::Debug {
+    /// Raises the line, until it is let go.
+    fn assert(&self);
+
+    /// Lets go of the line.
+    fn deassert(&self);
 }
 
 /// A message-signalled interrupt: a write of `data` to `address` (PCI Local Bus 3.0, section 6.8).
@@ -169,6 +186,7 @@ mod tests {
         let counting = CountingInterrupt::before(event.clone());
         counting.trigger();
         counting.trigger();
+        assert_eq!(event.as_fd().as_raw_fd(), event.event().as_raw_fd());
         assert_eq!(event.event().read().unwrap(), 2);
         assert_eq!(counting.raised(), 2);
 
