@@ -47,8 +47,12 @@ pub(crate) struct RawDriver {
 impl RawDriver {
     /// Sets the device up with these features and all its queues.
     pub(crate) fn new(device: Arc<dyn VirtioDevice>, features: u64) -> Self {
-        let space = DmaSpace::anonymous(&[(0, MEMORY)]).unwrap();
-        let (worker, interrupts) = (Worker::new(WorkerConfig::default()).unwrap(), Arc::default());
+        Self::with_worker(device, features, Worker::new(WorkerConfig::default()).unwrap())
+    }
+
+    /// The same with that worker.
+    pub(crate) fn with_worker(device: Arc<dyn VirtioDevice>, features: u64, worker: Worker) -> Self {
+        let (space, interrupts) = (DmaSpace::anonymous(&[(0, MEMORY)]).unwrap(), Arc::default());
         let mut driver = Self::around(device, space, worker, interrupts);
         driver.set_up(features);
         driver

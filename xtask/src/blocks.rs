@@ -196,7 +196,7 @@ const BLOCKS: &[Block] = &[
     Block {
         name: "swappable",
         kind: "interposer",
-        source: "iovirt-core/src/pipeline/swap.rs",
+        source: "iovirt-core/src/pipeline/swap/mod.rs",
         proofs: [
             In(MATRIX, "\"swappable\""),
             In(LIFECYCLE, "fn interposers()"),
