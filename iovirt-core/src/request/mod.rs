@@ -22,6 +22,9 @@ pub trait Request: Sized + Send + fmt::Debug + 'static {
     const KINDS: &'static [&'static str];
     /// The name of the family, as it stands in messages: `block`, `net`.
     const FAMILY: &'static str;
+    /// Whether requests of one queue must go on in the order in which they were submitted, as frames must: a stage that holds
+    /// requests does not let them overtake each other.
+    const IN_ORDER: bool = false;
 
     /// The tag its client chose: dense, below the depth given at [`Backend::open`](crate::Backend::open).
     fn tag(&self) -> Tag;
