@@ -314,7 +314,7 @@ impl Hook<NetRequest> for OvertakesHook {
             return Flow::Pass;
         }
         self.frames += 1;
-        if self.held.is_some() || self.frames % 5 != 0 {
+        if self.held.is_some() || !self.frames.is_multiple_of(5) {
             return Flow::Pass;
         }
         self.held = Some(request.tag());

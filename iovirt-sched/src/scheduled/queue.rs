@@ -129,7 +129,9 @@ impl<R: Request, Q: Queue<R>> Queue<R> for ScheduledQueue<R, Q> {
         self.below.poll(cx, done);
         for completion in done.since(mark) {
             let tag = completion.request.tag();
-            if self.tokens.take(tag).is_none() {
+            if completion.request.is_token() {
+                self.tokens.take(tag);
+            } else {
                 self.seat.news.completed.extend(self.out.end(tag));
             }
         }
