@@ -265,6 +265,7 @@ impl Request for NetRequest {
     type Caps = NetCaps;
     const KINDS: &'static [&'static str] = &["transmit", "receive"];
     const FAMILY: &'static str = "net";
+    const IN_ORDER: bool = true;
 
     #[inline]
     fn tag(&self) -> Tag {
@@ -294,6 +295,19 @@ impl Request for NetRequest {
     #[inline]
     fn is_failure(output: &NetOutput) -> bool {
         *output != NetOutput::Done
+    }
+
+    #[inline]
+    fn is_token(&self) -> bool {
+        self.op() == NetOp::Receive
+    }
+
+    fn renew_token(&mut self, output: &NetOutput) -> bool {
+        let recalled = self.op() == NetOp::Receive && *output == Self::aborted();
+        if recalled {
+            self.renew();
+        }
+        recalled
     }
 }
 
@@ -402,6 +416,31 @@ impl NetCaps {
             pairs,
             offloads: Offloads::empty(),
         }
+    }
+
+    /// Whether a stack may take the place of one whose capabilities a guest has been told: the argument of
+    /// [`SwapLayer::new`](crate::pipeline::SwapLayer::new). The MTU must stay (VIRTIO 1.2, section 5.1.4.1: a device does not
+    /// change it), and what the guest may use must still be there: frames as long, as many pairs of queues, offloads. The
+    /// link may differ, which is an event; so may the address, as it is a hint for a guest that comes.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn may_replace(told: &Self, new: &Self) -> Result<(), String> {
+        let refuse = |what: String| Err(format!("the stack cannot take the place of the one in use: {what}"));
+        if new.mtu != told.mtu {
+            return refuse(format!("its MTU is {} bytes, not {}", new.mtu, told.mtu));
+        }
+        if new.max_frame < told.max_frame {
+            let (new, told) = (new.max_frame, told.max_frame);
+            return refuse(format!("its longest frame has {new} bytes, fewer than {told}"));
+        }
+        if new.pairs < told.pairs {
+            return refuse(format!("it has {} pairs of queues, fewer than {}", new.pairs, told.pairs));
+        }
+        if !new.offloads.contains(told.offloads) {
+            return refuse(format!("it lacks the offloads {:?}", told.offloads - new.offloads));
+        }
+        Ok(())
     }
 
     /// Checks a transmit against these capabilities, as a back-end does at the time of I/O.
