@@ -20,6 +20,8 @@ mod devices;
 mod entry;
 mod error;
 mod exits;
+mod guest;
+mod images;
 mod in_process;
 mod layout;
 mod machine;

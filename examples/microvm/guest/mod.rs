@@ -1,0 +1,4 @@
+//! The built-in guest.
+
+mod layout;
+mod program;
