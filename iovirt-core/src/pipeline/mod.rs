@@ -11,6 +11,8 @@ mod builder;
 mod erase;
 mod event;
 mod stages;
+#[cfg(all(test, loom))]
+mod model;
 mod swap;
 
 pub use builder::{Identity, Pipeline, Stack};

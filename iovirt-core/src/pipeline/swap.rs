@@ -24,8 +24,8 @@ use crate::request::{Completions, Depth, Request};
 use crate::state::{StageStates, StateError};
 use crate::worker::{LaneWaker, WorkerContext};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use thiserror::Error;
 
 /// A place in a pipeline where the stack below can be exchanged while devices use it.
@@ -89,6 +89,22 @@ pub enum SwapError {
 impl<R: Request> Shared<R> {
     fn state(&self) -> MutexGuard<'_, State<R>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more queue: its number, and the stack in place with its generation.
+    fn join(&self, waker: LaneWaker) -> (u64, u64, BoxBackend<R>) {
+        let mut state = self.state();
+        let id = state.next_member;
+        state.next_member += 1;
+        state.queues.push(Member { id, waker, done: false });
+        (id, state.generation, state.current.clone())
+    }
+
+    /// A queue is gone, and nobody waits for it.
+    fn leave(self: &Arc<Self>, id: u64) {
+        let mut state = self.state();
+        state.queues.retain(|member| member.id != id);
+        self.advance(&mut state);
     }
 
     /// Begins the next step and has every queue look.
@@ -254,12 +270,9 @@ impl<R: Request> Backend<R> for Swappable<R> {
     }
 
     fn open(&self, cx: &mut WorkerContext<'_>, depth: Depth) -> Result<SwappableQueue<R>, BackendError> {
-        let current = self.shared.state().current.clone();
-        let below = current.open(cx, depth)?;
-        let mut state = self.shared.state();
-        let id = state.next_member;
-        state.next_member += 1;
-        state.queues.push(Member { id, waker: cx.waker(), done: false });
+        // A member before it is open: no exchange comes to its end in between, without this queue.
+        let (id, generation, current) = self.shared.join(cx.waker());
+        let below = current.open(cx, depth).inspect_err(|_| self.shared.leave(id))?;
         // Whatever is under way, this queue finds it in its first poll.
         cx.run_again();
         Ok(SwappableQueue {
@@ -267,7 +280,7 @@ impl<R: Request> Backend<R> for Swappable<R> {
             id,
             depth,
             below,
-            generation: state.generation,
+            generation,
             opened: None,
             part: Part::Serving,
             seen: u64::MAX,
@@ -322,30 +335,50 @@ enum Part {
     Waiting,
 }
 
+/// What the coordinator wants of a queue.
+enum Wanted<R: Request> {
+    Serve,
+    Rest,
+    Open(BoxBackend<R>),
+}
+
 impl<R: Request> SwappableQueue<R> {
     /// Takes up the step that the coordinator has announced.
     #[cold]
     fn look(&mut self, cx: &mut WorkerContext<'_>) {
-        let shared = self.shared.clone();
-        let state = shared.state();
-        self.seen = shared.step.load(Ordering::SeqCst);
-        match &state.phase {
-            Phase::Idle => {
-                let generation = state.generation;
-                drop(state);
-                self.serve(cx, generation);
-            }
-            Phase::Draining { .. } => {
-                drop(state);
+        let (generation, wanted) = {
+            let state = self.shared.state();
+            self.seen = self.shared.step.load(Ordering::SeqCst);
+            let wanted = match &state.phase {
+                Phase::Idle => Wanted::Serve,
+                Phase::Draining { .. } => Wanted::Rest,
+                Phase::Opening { newcomer, .. } => Wanted::Open(newcomer.clone()),
+            };
+            (state.generation, wanted)
+        };
+        let adopted = self.adopt(generation);
+        match wanted {
+            Wanted::Serve => self.serve(cx, adopted),
+            Wanted::Rest => {
                 self.below.drain(cx);
                 self.part = Part::Resting;
             }
-            Phase::Opening { newcomer, .. } => {
-                let newcomer = newcomer.clone();
-                drop(state);
-                self.open_newcomer(cx, &newcomer);
-            }
+            Wanted::Open(newcomer) => self.open_newcomer(cx, &newcomer),
         }
+    }
+
+    /// Goes over to the queue that was opened, if its stack is in place by now; forgets it otherwise. Also where the next
+    /// exchange has begun already: what it opens must not be taken for this one. Whether it went over.
+    fn adopt(&mut self, generation: u64) -> bool {
+        let Some(opened) = self.opened.take() else { return false };
+        let is_in_place = generation != self.generation;
+        if is_in_place {
+            self.generation = generation;
+            self.below = opened;
+            // Once for each queue: a late or doubled event does no harm.
+            self.shared.listeners.announce(Event::CapsChanged);
+        }
+        is_in_place
     }
 
     fn open_newcomer(&mut self, cx: &mut WorkerContext<'_>, newcomer: &BoxBackend<R>) {
@@ -366,19 +399,13 @@ impl<R: Request> SwappableQueue<R> {
     }
 
     /// The exchange is over, one way or the other: goes on with the stack in place.
-    fn serve(&mut self, cx: &mut WorkerContext<'_>, generation: u64) {
+    fn serve(&mut self, cx: &mut WorkerContext<'_>, adopted: bool) {
         if self.part == Part::Serving {
             return;
         }
         self.part = Part::Serving;
-        match self.opened.take() {
-            Some(opened) if generation != self.generation => {
-                self.generation = generation;
-                self.below = opened;
-                // Once for each queue: a late or doubled event does no harm.
-                self.shared.listeners.announce(Event::CapsChanged);
-            }
-            _ => self.below.resume(cx),
+        if !adopted {
+            self.below.resume(cx);
         }
         for request in self.parked.drain(..) {
             self.below.submit(cx, request);
@@ -450,9 +477,7 @@ impl<R: Request> Queue<R> for SwappableQueue<R> {
 
 impl<R: Request> Drop for SwappableQueue<R> {
     fn drop(&mut self) {
-        let mut state = self.shared.state();
-        state.queues.retain(|member| member.id != self.id);
-        self.shared.advance(&mut state);
+        self.shared.leave(self.id);
     }
 }
 

@@ -41,7 +41,7 @@ use crate::state::{StageStates, StateError};
 use crate::worker::WorkerContext;
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What happens to a request that came down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

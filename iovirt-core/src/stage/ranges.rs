@@ -7,8 +7,8 @@
 use crate::request::Tag;
 use crate::worker::LaneWaker;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a range is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
