@@ -70,8 +70,8 @@ pub mod frontend;
 pub mod interposer;
 pub mod irq;
 pub mod log;
-#[cfg(all(test, loom))]
-mod model;
+#[cfg(loom)]
+pub mod model;
 pub mod pipeline;
 pub mod request;
 pub mod scheduler;

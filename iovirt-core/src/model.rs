@@ -1,4 +1,4 @@
-//! What the models of the worker, the bridge, the exchange and the rest have in common.
+//! What models have in common; only in a build with `--cfg loom`, see [`sync`](crate::sync).
 //!
 //! The threads of a model run real workers, with their epoll and eventfds; the checker decides in which order they reach
 //! what they share. A model ends with [`settle`], which runs each worker for as long as its descriptor is readable. A worker
@@ -9,7 +9,7 @@ use crate::dma::{SgLimits, SgPool};
 use crate::error::BackendError;
 use crate::pipeline::{BoxBackend, EventListener, Stages};
 use crate::request::block::{BlockCaps, BlockOutput, BlockRequest};
-use crate::request::{Completions, Depth, Tag};
+use crate::request::{Completions, Depth, Request, Tag};
 use crate::state::{StageStates, StateError};
 use crate::worker::{UringPolicy, Worker, WorkerConfig, WorkerContext};
 use std::os::fd::AsRawFd;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Runs `model` in every order of events with at most `preemptions` of them forced.
-pub(crate) fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+pub fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.max_branches = 20_000;
@@ -26,17 +26,17 @@ pub(crate) fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static
 }
 
 /// Whether the checker finds an order in which `model` fails.
-pub(crate) fn is_caught(preemptions: usize, model: impl Fn() + Sync + Send + 'static) -> bool {
+pub fn is_caught(preemptions: usize, model: impl Fn() + Sync + Send + 'static) -> bool {
     catch_unwind(AssertUnwindSafe(|| check(preemptions, model))).is_err()
 }
 
 /// A worker that makes one round in each run: the fewer steps, the fewer orders.
-pub(crate) fn worker() -> Worker {
+pub fn worker() -> Worker {
     Worker::new(WorkerConfig { uring: UringPolicy::Off, rounds: 1, ..WorkerConfig::default() }).unwrap()
 }
 
 /// What sleeps until its descriptor is readable.
-pub(crate) trait Sleeper {
+pub trait Sleeper {
     /// The worker that has the descriptor.
     fn worker(&self) -> &Worker;
     /// One turn of whoever sleeps there.
@@ -54,32 +54,37 @@ impl Sleeper for Worker {
 }
 
 /// A queue of any stack on a worker of its own, driven by hand.
-pub(crate) struct Place<Q> {
+#[derive(Debug)]
+pub struct Place<R: Request, Q> {
     worker: Worker,
-    pub(crate) queue: Q,
-    pub(crate) done: Completions<BlockRequest>,
+    /// The queue.
+    pub queue: Q,
+    /// What came home.
+    pub done: Completions<R>,
 }
 
-impl<Q: Queue<BlockRequest>> Place<Q> {
+impl<R: Request, Q: Queue<R>> Place<R, Q> {
     /// A queue for two requests.
-    pub(crate) fn open(backend: &impl Backend<BlockRequest, Queue = Q>) -> Self {
+    pub fn open(backend: &impl Backend<R, Queue = Q>) -> Self {
         let (mut worker, depth) = (worker(), Depth::new(2).unwrap());
         let queue = worker.with_context(|cx| backend.open(cx, depth)).unwrap();
         Self { worker, queue, done: Completions::with_depth(depth) }
     }
 
-    pub(crate) fn act(&mut self, action: impl FnOnce(&mut Q, &mut WorkerContext<'_>)) {
+    /// Does something with the queue.
+    pub fn act(&mut self, action: impl FnOnce(&mut Q, &mut WorkerContext<'_>)) {
         let queue = &mut self.queue;
         self.worker.with_context(|cx| action(queue, cx));
     }
 
-    pub(crate) fn poll(&mut self) {
+    /// Polls the queue.
+    pub fn poll(&mut self) {
         let Self { worker, queue, done } = self;
         worker.with_context(|cx| queue.poll(cx, done));
     }
 
     /// Submits, and looks at once as every client does.
-    pub(crate) fn submit(&mut self, request: BlockRequest) {
+    pub fn submit(&mut self, request: R) {
         self.act(|queue, cx| {
             queue.submit(cx, request);
             queue.kick(cx);
@@ -88,7 +93,7 @@ impl<Q: Queue<BlockRequest>> Place<Q> {
     }
 }
 
-impl<Q: Queue<BlockRequest>> Sleeper for Place<Q> {
+impl<R: Request, Q: Queue<R>> Sleeper for Place<R, Q> {
     fn worker(&self) -> &Worker {
         &self.worker
     }
@@ -107,7 +112,7 @@ fn is_readable(worker: &Worker) -> bool {
 }
 
 /// Gives turns until all would sleep.
-pub(crate) fn settle(sleepers: &mut [&mut dyn Sleeper]) {
+pub fn settle(sleepers: &mut [&mut dyn Sleeper]) {
     for _ in 0..200 {
         let Some(ready) = sleepers.iter_mut().find(|sleeper| is_readable(sleeper.worker())) else { return };
         ready.step();
@@ -116,28 +121,30 @@ pub(crate) fn settle(sleepers: &mut [&mut dyn Sleeper]) {
 }
 
 /// Flushes with the tags from zero.
-pub(crate) fn flushes(count: u32) -> Vec<BlockRequest> {
+pub fn flushes(count: u32) -> Vec<BlockRequest> {
     let mut pool = SgPool::new(count as usize, SgLimits::default());
     (0..count).map(|tag| BlockRequest::flush(Tag::new(tag), pool.take())).collect()
 }
 
 /// A disk that completes in its next poll, and on a drain needs one more turn to make durable what it has completed.
-pub(crate) struct Disk {
+#[derive(Debug)]
+pub struct Disk {
     caps: Arc<BlockCaps>,
     state: Arc<DiskState>,
 }
 
 /// What becomes of a [`Disk`]. Not in atomics of the checker: the threads do not learn of each other by these.
-#[derive(Default)]
-pub(crate) struct DiskState {
+#[derive(Debug, Default)]
+pub struct DiskState {
     /// Requests that it has completed.
-    pub(crate) served: AtomicUsize,
+    pub served: AtomicUsize,
     /// Whether there is something that it has completed and not made durable.
-    pub(crate) dirty: AtomicBool,
+    pub dirty: AtomicBool,
 }
 
 impl Disk {
-    pub(crate) fn boxed() -> (BoxBackend<BlockRequest>, Arc<DiskState>) {
+    /// One, and what becomes of it.
+    pub fn boxed() -> (BoxBackend<BlockRequest>, Arc<DiskState>) {
         let state = Arc::<DiskState>::default();
         let caps = Arc::new(BlockCaps::new(1 << 20));
         (BoxBackend::new(Self { caps, state: state.clone() }), state)
@@ -168,7 +175,9 @@ impl Backend<BlockRequest> for Disk {
     }
 }
 
-pub(crate) struct DiskQueue {
+/// The data plane of a [`Disk`].
+#[derive(Debug)]
+pub struct DiskQueue {
     state: Arc<DiskState>,
     held: Vec<BlockRequest>,
     draining: bool,

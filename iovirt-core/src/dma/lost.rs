@@ -1,8 +1,8 @@
 //! Requests that were dropped instead of completed.
 
-use std::fmt;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, PoisonError};
+use std::fmt;
 
 /// Called, on whatever thread dropped the list, when a tag was lost. It must not block.
 pub type LostWaker = Arc<dyn Fn() + Send + Sync>;

@@ -10,9 +10,9 @@
 mod builder;
 mod erase;
 mod event;
-mod stages;
 #[cfg(all(test, loom))]
 mod model;
+mod stages;
 mod swap;
 
 pub use builder::{Identity, Pipeline, Stack};

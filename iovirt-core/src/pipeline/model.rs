@@ -1,7 +1,7 @@
 //! Every order of events between the coordinator of an exchange and the queues that carry it through.
 
-use super::swap::{SwapControl, Swappable, SwappableQueue};
 use super::BoxBackend;
+use super::swap::{SwapControl, Swappable, SwappableQueue};
 use crate::backend::Queue;
 use crate::frontend::Outcome;
 use crate::model::{Disk, DiskState, Place, Sleeper, check, flushes, settle};
@@ -10,7 +10,7 @@ use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-type SwapPlace = Place<SwappableQueue<BlockRequest>>;
+type SwapPlace = Place<BlockRequest, SwappableQueue<BlockRequest>>;
 
 /// A stack with its place, and the stacks that may come.
 struct World {
@@ -39,8 +39,13 @@ impl World {
             let before: Vec<_> = self.disks.iter().map(served).collect();
             place.submit(flushes(1).remove(0));
             settle(&mut [place]);
-            let on: Vec<_> = self.disks.iter().zip(before).map(|(disk, before)| served(disk) - before).collect();
-            assert_eq!(on.iter().position(|served| *served > 0), Some(number), "on another disk than the others");
+            let on: Vec<_> =
+                self.disks.iter().zip(before).map(|(disk, before)| served(disk) - before).collect();
+            assert_eq!(
+                on.iter().position(|served| *served > 0),
+                Some(number),
+                "on another disk than the others"
+            );
         }
     }
 }

@@ -16,6 +16,8 @@ mod client;
 pub mod fanout;
 mod fua;
 mod hook;
+#[cfg(all(test, loom))]
+mod model;
 pub mod presence;
 mod ranges;
 mod slots;

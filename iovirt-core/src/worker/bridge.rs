@@ -21,9 +21,9 @@ use crate::error::BackendError;
 use crate::pipeline::{BoxBackend, BoxQueue, EventListener, Stages};
 use crate::request::{Completion, Completions, Depth, Request};
 use crate::state::{StageStates, StateError};
-use std::fmt;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
 
 /// A stack whose queues run on a worker of their own choice, whoever opens them.
 #[derive(Debug)]

@@ -2,9 +2,9 @@
 
 use super::context::WorkerContext;
 use super::run::Inbox;
-use std::fmt;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use std::fmt;
 
 /// What a worker runs: usually one device queue with the stack below it.
 ///

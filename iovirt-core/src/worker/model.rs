@@ -69,7 +69,7 @@ fn loom_a_wake_up_before_its_reason_is_caught() {
     }));
 }
 
-type Front = Place<BridgeQueue<BlockRequest>>;
+type Front = Place<BlockRequest, BridgeQueue<BlockRequest>>;
 
 fn open(home: &Worker) -> (Front, Arc<DiskState>) {
     let (disk, state) = Disk::boxed();

@@ -1,8 +1,8 @@
 //! Which slots want to be polled: a set that any thread may add to.
 
-use crate::worker::LaneWaker;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::worker::LaneWaker;
 use std::task::{Wake, Waker};
 
 const BITS: usize = 64;
