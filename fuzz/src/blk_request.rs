@@ -65,7 +65,7 @@ fn requests(driver: &mut RawDriver, data: &[u8]) {
         }
         driver.chain(&buffers, shape & 0x10 != 0, 0);
         driver.offer(0);
-        driver.notify(0);
+        driver.kick();
         driver.step();
         if driver.status() & status::NEEDS_RESET != 0 {
             start(driver);

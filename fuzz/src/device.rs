@@ -36,6 +36,7 @@ pub fn disk(space: Option<DmaSpace>) -> Target {
         frontend,
         space,
         base: BASE,
+        queue: 0,
         step: Box::new(move || worker.borrow_mut().run().expect("a step")),
         lanes: None,
     }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+pub(crate) mod busy;
 pub(crate) mod netns;
 pub(crate) mod raw;
 

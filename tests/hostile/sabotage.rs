@@ -122,7 +122,7 @@ fn the_suite_notices() {
     let description = "virtio-blk,queue-size=1024 -> memory,size=4M".parse().unwrap();
     for (how, only, failures) in tries {
         let factory = || {
-            let target = super::target(&description);
+            let target = super::target(&description, 0);
             let pretending = AtomicBool::new(false);
             let frontend = Arc::new(Broken { inner: target.frontend, how, pretending });
             Target { frontend, ..target }

@@ -2,7 +2,7 @@
 
 use super::{Bridge, BridgeQueue, Lane, LaneWaker, Turn, Worker, WorkerContext};
 use crate::backend::{Mode, Queue};
-use crate::model::{Disk, DiskState, Place, check, flushes, is_caught, settle, worker};
+use crate::model::{Disk, DiskState, Place, Sleeper, check, flushes, is_caught, settle, worker};
 use crate::request::block::BlockRequest;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
@@ -46,6 +46,25 @@ fn loom_no_wake_up_of_a_lane_is_lost() {
         let mut worker = running.join().unwrap();
         settle(&mut [&mut worker]);
         assert_eq!(seen.load(Plain::Relaxed), 3, "the lane sleeps over what it was woken for");
+    });
+}
+
+/// A lane that comes while the worker looks for new ones.
+#[test]
+fn loom_a_lane_that_is_added_gets_its_turn() {
+    check(2, || {
+        let mut worker = worker();
+        let (handle, seen) = (worker.handle(), Arc::<AtomicUsize>::default());
+        let reader = Reader { mail: Arc::new(AtomicU64::new(7)), seen: seen.clone() };
+        let adding = thread::spawn(move || {
+            handle.add_lane(|_| None);
+            handle.add_lane(move |_| Some(Box::new(reader)));
+        });
+        worker.run().unwrap();
+        worker.run().unwrap();
+        adding.join().unwrap();
+        settle(&mut [&mut worker]);
+        assert_eq!(seen.load(Plain::Relaxed), 7, "a lane was never made");
     });
 }
 
@@ -146,20 +165,23 @@ fn loom_a_bridge_is_not_at_rest_before_its_home_is() {
     });
 }
 
-/// The home goes, at whatever moment: every request comes home, one way or the other.
+/// The home goes, at whatever moment: every request comes home, one way or the other, and what was done counts as done.
 #[test]
 fn loom_nothing_waits_for_a_home_that_is_gone() {
-    check(2, || {
+    check(3, || {
         let mut home = worker();
-        let (mut front, _) = open(&home);
+        let (mut front, disk) = open(&home);
         let running = thread::spawn(move || {
             home.run().unwrap();
             drop(home);
         });
         front.submit(flushes(1).remove(0));
+        front.step();
+        front.step();
         running.join().unwrap();
         settle(&mut [&mut front]);
         assert_eq!(front.queue.in_flight(), 0);
+        assert_eq!(front.done.len(), disk.served.load(Plain::Relaxed));
     });
 }
 

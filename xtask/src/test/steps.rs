@@ -28,7 +28,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "clippy", about: "no warning in any target", tools: &[setup::CC], run: clippy },
     Step { name: "alone", about: "each library alone, without default features", tools: &[setup::CC], run: alone },
     Step { name: "unit", about: "unit and integration tests", tools: &UNIT_TOOLS, run: unit },
-    Step { name: "loom", about: "pins in every order of events, by a model checker", tools: &[setup::CC], run: loom },
+    Step { name: "loom", about: "what threads share, in every order of events, by a model checker", tools: &[setup::CC], run: loom },
     Step { name: "doc", about: "the examples in the documentation", tools: &[setup::CC], run: doc },
     Step { name: "fuzz", about: "every fuzz target for a few seconds", tools: &[setup::CXX], run: fuzz::run },
     Step { name: "lab", about: "our devices under KVM with a stock Linux guest", tools: &lab::TOOLS, run: the_lab },
@@ -72,7 +72,18 @@ fn unit() -> Result<()> {
 /// themselves take no time.
 fn loom() -> Result<()> {
     Cmd::cargo()
-        .args(["test", "--package", "iovirt-core", "--lib", "loom_", "--release", "--target-dir"])
+        .args([
+            "test",
+            "--lib",
+            "--release",
+            "-p",
+            "iovirt-core",
+            "-p",
+            "iovirt-frontends",
+            "-p",
+            "iovirt-backends",
+        ])
+        .args(["loom_", "--target-dir"])
         .arg(cmd::target().join("loom"))
         .env("RUSTFLAGS", "--cfg loom")
         .env("CARGO_PROFILE_RELEASE_LTO", "off")

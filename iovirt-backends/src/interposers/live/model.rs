@@ -40,6 +40,7 @@ fn loom_every_queue_hears_that_it_is_to_let_go() {
         let control = live.clone();
         let releasing = thread::spawn(move || control.release());
         holder.step();
+        holder.step();
         // One that is opened meanwhile holds nothing yet: it must neither hang nor be forgotten by a later word.
         let mut late = Holder::open(&live);
         releasing.join().unwrap();

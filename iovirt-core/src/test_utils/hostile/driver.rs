@@ -63,6 +63,8 @@ pub(super) mod flag {
 /// Where the driver keeps what in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
+    /// The queue that the rings are for.
+    pub queue: u32,
     /// The descriptor table: room for 1024.
     pub desc: u64,
     /// The available ring.
@@ -81,8 +83,9 @@ impl Layout {
     /// Bytes of memory that a driver uses.
     pub const LEN: u64 = 0x10_0000;
 
-    fn new(base: u64) -> Self {
+    fn new(queue: u32, base: u64) -> Self {
         Self {
+            queue,
             desc: base,
             avail: base + 0x4000,
             used: base + 0x6000,
@@ -109,9 +112,9 @@ pub struct QueueSetup {
 }
 
 impl QueueSetup {
-    /// Queue 0 as it should be.
+    /// The driver's queue as it should be.
     pub fn good(layout: &Layout, size: u32) -> Self {
-        Self { queue: 0, size, desc: layout.desc, avail: layout.avail, used: layout.used }
+        Self { queue: layout.queue, size, desc: layout.desc, avail: layout.avail, used: layout.used }
     }
 }
 
@@ -143,7 +146,7 @@ pub struct RawDriver {
 impl RawDriver {
     /// A driver of that device; `idle_steps` without an answer count as none.
     pub fn new(target: Target, idle_steps: u32) -> Self {
-        let layout = Layout::new(target.base);
+        let layout = Layout::new(target.queue, target.base);
         let view = target.space.view();
         Self { target, layout, view, size: 16, offered: 0, taken: 0, look_at: layout.buffers, idle_steps }
     }
@@ -289,7 +292,7 @@ impl RawDriver {
         self.write(register::STATUS, before | status::DRIVER_OK);
     }
 
-    /// Resets the device, negotiates and sets queue 0 up.
+    /// Resets the device, negotiates and sets a queue up.
     ///
     /// # Errors
     /// Where the device does not follow.
@@ -298,6 +301,11 @@ impl RawDriver {
         self.set_queue(setup);
         self.driver_ok();
         Ok(())
+    }
+
+    /// Rings the doorbell of the driver's queue.
+    pub fn kick(&mut self) {
+        self.notify(self.layout.queue);
     }
 
     /// Rings a doorbell.
@@ -420,7 +428,7 @@ impl RawDriver {
     pub fn exchange(&mut self, exchange: &Exchange, split: &Split) -> Result<Vec<u8>, String> {
         let buffers = self.lay_out(exchange, split, 0);
         self.offer(0);
-        self.notify(0);
+        self.kick();
         let mut used = None;
         self.wait(|driver| {
             used = driver.take_used();

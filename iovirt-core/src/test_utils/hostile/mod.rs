@@ -50,6 +50,8 @@ pub struct Target {
     pub space: DmaSpace,
     /// Guest memory that the driver may use: a multiple of 4096, with [`Layout::LEN`] bytes behind it.
     pub base: u64,
+    /// The queue that requests are made on.
+    pub queue: u32,
     /// Lets the device work a little: one step of its worker, or a short sleep where it has a thread of its own.
     pub step: Box<dyn FnMut()>,
     /// How many lanes the device's workers have, where that can be told.
@@ -65,6 +67,18 @@ impl fmt::Debug for Target {
 /// Makes a fresh device.
 pub type Factory<'a> = dyn Fn() -> Target + 'a;
 
+/// What the chains of a queue are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Requests with a part to be read and a part to be written: others cannot be answered, and break the device.
+    Both,
+    /// Something to be read, which comes back whatever it is: a queue that transmits.
+    Readable,
+    /// Room to be written, as much as a header takes at least: a queue that receives. Whoever made the target sees to it that
+    /// there always is something to be received.
+    Writable,
+}
+
 /// What the suite has to know of a device.
 #[derive(Clone, Debug)]
 pub struct Profile {
@@ -74,10 +88,13 @@ pub struct Profile {
     pub seed: u64,
     /// How often each random case runs; `IOVIRT_ROUNDS` overrides it.
     pub rounds: u64,
-    /// Requests to queue 0 with their answers, to be made one after the other. The first is the honest request that is
+    /// Requests to the target's queue with their answers, to be made one after the other. The first is the honest request that is
     /// made after every case: it changes nothing, its answer does not depend on what other requests did (some cases make
-    /// requests that nobody meant), and it has a readable and a writable part.
+    /// requests that nobody meant), and it has the parts that [`Profile::direction`] says. The answer's last byte is zero; where
+    /// there is no answer, the first byte of the request is.
     pub exchanges: Vec<Exchange>,
+    /// What the queue's chains are.
+    pub direction: Direction,
     /// Most requests that one step of the target may take from a ring, where steps are counted.
     pub step_bound: Option<u16>,
     /// Steps without an answer after which the device is taken to have none.
@@ -96,6 +113,7 @@ impl Profile {
             seed: 0x0bad_d21e,
             rounds: 60,
             exchanges,
+            direction: Direction::Both,
             step_bound: None,
             idle_steps: 20,
             log_lines: 40,
