@@ -4,10 +4,14 @@
 //! tests of this crate run every seed, and see that the files in `seeds/` are those that `seeds` gives.
 
 pub mod blk_request;
+pub mod chains;
 pub mod describe;
 pub mod device;
 pub mod input;
 pub mod mmio_registers;
+pub mod nbd_replies;
+pub mod net_ctrl;
+pub mod net_frames;
 pub mod ring_walker;
 pub mod saved_state;
 
@@ -15,10 +19,13 @@ pub mod saved_state;
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 8] = [
     ("ring_walker", ring_walker::run, ring_walker::seeds),
     ("blk_request", blk_request::run, blk_request::seeds),
     ("mmio_registers", mmio_registers::run, mmio_registers::seeds),
+    ("net_ctrl", net_ctrl::run, net_ctrl::seeds),
+    ("net_frames", net_frames::run, net_frames::seeds),
+    ("nbd_replies", nbd_replies::run, nbd_replies::seeds),
     ("describe", describe::run, describe::seeds),
     ("saved_state", saved_state::run, saved_state::seeds),
 ];

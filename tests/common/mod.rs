@@ -5,6 +5,7 @@
 pub(crate) mod busy;
 pub(crate) mod netns;
 pub(crate) mod raw;
+pub(crate) mod stacks;
 
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::irq::CountingInterrupt;

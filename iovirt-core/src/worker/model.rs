@@ -52,7 +52,7 @@ fn loom_no_wake_up_of_a_lane_is_lost() {
 /// A lane that comes while the worker looks for new ones.
 #[test]
 fn loom_a_lane_that_is_added_gets_its_turn() {
-    check(2, || {
+    check(3, || {
         let mut worker = worker();
         let (handle, seen) = (worker.handle(), Arc::<AtomicUsize>::default());
         let reader = Reader { mail: Arc::new(AtomicU64::new(7)), seen: seen.clone() };
