@@ -142,3 +142,6 @@ fn loom_an_exchange_does_not_wait_for_a_queue_that_is_gone() {
         world.assert_all_on(1, &mut places);
     });
 }
+//!
+//! Seen to fail where: queues are woken before the step is counted; one that goes does not bring the next step; one joins after it
+//! was opened; one goes over to what it opened only when it sees an exchange end.

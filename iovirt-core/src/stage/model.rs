@@ -65,3 +65,5 @@ fn loom_who_waits_for_a_range_hears_of_it() {
         assert_eq!(served, [1, 2]);
     });
 }
+//!
+//! Seen to fail where: the waiter is not woken, or woken before its flag is set.

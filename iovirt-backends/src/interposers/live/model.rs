@@ -72,3 +72,5 @@ fn loom_every_queue_follows_the_settings() {
         assert_eq!((*holder.queue.settings(), last <= 2), (2, true), "a queue keeps old settings");
     });
 }
+//!
+//! Seen to fail where the counter of changes is read again after the settings.

@@ -90,3 +90,5 @@ fn loom_a_receiver_that_goes_is_not_in_the_way() {
         assert!(received(&mut receiver) >= after - before && received(&mut receiver) <= after);
     });
 }
+//!
+//! Seen to fail where the receiver takes its flag back outside the lock.
