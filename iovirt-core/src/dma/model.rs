@@ -1,4 +1,6 @@
 //! Every order of events between whoever loses requests and their client, and between a new memory map and who follows it.
+//!
+//! Seen to fail where: the flag of lost tags is set after the wake-up; the generation is counted outside the map's lock.
 
 use super::lost::LostTags;
 use super::{DmaSpace, MemoryMap, Region};
@@ -76,5 +78,3 @@ fn loom_a_generation_comes_with_its_map() {
         assert_eq!(last, 2, "a view keeps an old map");
     });
 }
-//!
-//! Seen to fail where: the flag of lost tags is set after the wake-up; the generation is counted outside the map's lock.

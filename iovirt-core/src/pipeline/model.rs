@@ -1,4 +1,7 @@
 //! Every order of events between the coordinator of an exchange and the queues that carry it through.
+//!
+//! Seen to fail where: queues are woken before the step is counted; one that goes does not bring the next step; one joins after it
+//! was opened; one goes over to what it opened only when it sees an exchange end.
 
 use super::BoxBackend;
 use super::swap::{SwapControl, Swappable, SwappableQueue};
@@ -142,6 +145,3 @@ fn loom_an_exchange_does_not_wait_for_a_queue_that_is_gone() {
         world.assert_all_on(1, &mut places);
     });
 }
-//!
-//! Seen to fail where: queues are woken before the step is counted; one that goes does not bring the next step; one joins after it
-//! was opened; one goes over to what it opened only when it sees an exchange end.

@@ -1,4 +1,6 @@
 //! Every order of events between queues that wait for each other's ranges.
+//!
+//! Seen to fail where: the waiter is not woken, or woken before its flag is set.
 
 use super::ranges::{Hold, RangeLocks};
 use crate::model::{Sleeper, check, settle, worker};
@@ -65,5 +67,3 @@ fn loom_who_waits_for_a_range_hears_of_it() {
         assert_eq!(served, [1, 2]);
     });
 }
-//!
-//! Seen to fail where: the waiter is not woken, or woken before its flag is set.

@@ -1,4 +1,8 @@
 //! Every order of events between a worker and whoever wakes it, and between the two ends of a [`Bridge`].
+//!
+//! Seen to fail where: a notification is taken away by a store, or a wake-up relaxed; `arrived` is set before the completions are
+//! there, or nobody is woken for them; an order, or `home_gone`, is written after the wake-up; `rests` is not taken back before a
+//! batch; `front_gone` is read after the batch was taken.
 
 use super::{Bridge, BridgeQueue, Lane, LaneWaker, Turn, Worker, WorkerContext};
 use crate::backend::{Mode, Queue};
@@ -202,7 +206,3 @@ fn loom_a_home_does_not_outlive_its_front() {
         assert_eq!((home.lanes(), disk.served.load(Plain::Relaxed)), (0, 1));
     });
 }
-//!
-//! Seen to fail where: a notification is taken away by a store, or a wake-up relaxed; `arrived` is set before the completions are
-//! there, or nobody is woken for them; an order, or `home_gone`, is written after the wake-up; `rests` is not taken back before a
-//! batch; `front_gone` is read after the batch was taken.

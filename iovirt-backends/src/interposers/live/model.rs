@@ -1,4 +1,6 @@
 //! Every order of events between a control handle and the queues of its stage.
+//!
+//! Seen to fail where the counter of changes is read again after the settings.
 
 use super::{Live, LiveQueue};
 use iovirt_core::Worker;
@@ -72,5 +74,3 @@ fn loom_every_queue_follows_the_settings() {
         assert_eq!((*holder.queue.settings(), last <= 2), (2, true), "a queue keeps old settings");
     });
 }
-//!
-//! Seen to fail where the counter of changes is read again after the settings.

@@ -1,4 +1,6 @@
 //! Every order of events between a queue that sends and one that receives.
+//!
+//! Seen to fail where the receiver takes its flag back outside the lock.
 
 use super::{LoopbackBackend, LoopbackConfig, LoopbackQueue};
 use iovirt_core::Queue;
@@ -90,5 +92,3 @@ fn loom_a_receiver_that_goes_is_not_in_the_way() {
         assert!(received(&mut receiver) >= after - before && received(&mut receiver) <= after);
     });
 }
-//!
-//! Seen to fail where the receiver takes its flag back outside the lock.

@@ -1,4 +1,6 @@
 //! Every order of events between a queue that goes to rest and the wakers of its slots.
+//!
+//! Seen to fail where: a waker looks whether the owner is awake before it adds its slot.
 
 use super::ready::ReadySet;
 use crate::model::{check, is_caught, settle, worker};
@@ -64,5 +66,3 @@ fn loom_no_future_that_was_woken_is_forgotten() {
 fn loom_a_rest_without_another_look_is_caught() {
     assert!(is_caught(3, || wake(Rest::WithoutALook)));
 }
-//!
-//! Seen to fail where: a waker looks whether the owner is awake before it adds its slot.

@@ -1,4 +1,7 @@
 //! Every order of events between the registers and a lane.
+//!
+//! Seen to fail where: the flag of a command, or that of a device that goes, is set after the wake-up; the lane takes the flag back
+//! outside the lock; commands are taken in when nobody obeys any more.
 
 use super::{Command, LaneEnd, QueueLink, QueueSnapshot};
 use crate::virtio::queue::{QueueConfig, QueueState};
@@ -120,6 +123,3 @@ fn loom_a_lane_ends_with_its_device() {
         assert_eq!(worker.lanes(), 0);
     });
 }
-//!
-//! Seen to fail where: the flag of a command, or that of a device that goes, is set after the wake-up; the lane takes the flag back
-//! outside the lock; commands are taken in when nobody obeys any more.

@@ -1,4 +1,6 @@
 //! Every order of events between threads that leave results and the worker that fetches them.
+//!
+//! Seen to fail where the flag is set before the result is there.
 
 use super::Outbox;
 use iovirt_core::Worker;
@@ -44,5 +46,3 @@ fn loom_every_result_is_fetched() {
         assert_eq!(owner.fetched, [1, 2], "a request never comes home");
     });
 }
-//!
-//! Seen to fail where the flag is set before the result is there.
