@@ -44,12 +44,12 @@ pub(crate) fn build(text: &str, folder: &str) -> (BoxBackend<BlockRequest>, Opti
     (Registry::standard().build_block(&chain).unwrap(), image)
 }
 
-/// Stages of a network that let everything pass.
+/// Stages of a network that let everything pass, in the order in which it came: with `jitter`, frames would overtake each other.
 pub(crate) const NET_STAGES: &[&str] = &[
     "stats",
     "fault",
     "filter",
-    "delay,time=20us,jitter=50us",
+    "delay,time=20us",
     "stats,name=upper -> filter -> stats",
     "filter -> delay,time=10us -> fault",
 ];
