@@ -59,7 +59,7 @@ struct Block {
     proofs: [Proof; COLUMNS.len()],
 }
 
-const MATRIX: &str = "tests/conformance.rs";
+const MATRIX: &str = "tests/common/stacks.rs";
 const LIFECYCLE: &str = "tests/lifecycle.rs";
 const SCHED_BENCH: &str = "benches/sched.rs";
 const IN_PROCESS: &str = "tests/in_process.rs";
