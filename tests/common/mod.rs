@@ -4,6 +4,7 @@
 
 pub(crate) mod busy;
 pub(crate) mod netns;
+pub(crate) mod pci;
 pub(crate) mod raw;
 pub(crate) mod stacks;
 

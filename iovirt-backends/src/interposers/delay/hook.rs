@@ -14,6 +14,8 @@ pub struct DelayHook {
     live: LiveQueue<Settings>,
     chance: Chance,
     waiting: Waiting,
+    /// When the last request goes on that is held: none goes before it where they must keep their order.
+    last: Time,
 }
 
 /// Who waits for which time. A drain lets requests go without asking the hook, so the heap may hold entries of requests that
@@ -71,7 +73,7 @@ impl DelayHook {
     pub(super) fn new(control: &DelayControl, cx: &WorkerContext<'_>, depth: Depth) -> Self {
         let live = control.live.open(cx);
         let chance = Chance::new(live.settings().config.seed, live.number());
-        Self { live, chance, waiting: Waiting::new(depth) }
+        Self { live, chance, waiting: Waiting::new(depth), last: Time::ZERO }
     }
 }
 
@@ -80,18 +82,24 @@ impl<R: Request> Hook<R> for DelayHook {
     fn on_submit(&mut self, cx: &mut WorkerContext<'_>, request: &mut R) -> Flow<R::Output> {
         self.live.refresh();
         let Settings { config, mask } = self.live.settings();
-        if !mask.has(request.kind()) || (config.time.is_zero() && config.jitter.is_zero()) {
+        let is_behind = R::IN_ORDER && self.last > cx.now();
+        if !mask.has(request.kind()) || (config.time.is_zero() && config.jitter.is_zero() && !is_behind) {
             return Flow::Pass;
         }
         let jitter = u64::try_from(config.jitter.as_nanos()).unwrap_or(u64::MAX);
         let more = self.chance.below(jitter.saturating_add(1));
-        let deadline = cx.now() + config.time + std::time::Duration::from_nanos(more);
+        let mut deadline = cx.now() + config.time + std::time::Duration::from_nanos(more);
+        if R::IN_ORDER {
+            deadline = deadline.max(self.last);
+            self.last = deadline;
+        }
         if self.waiting.insert(request.tag(), deadline) { Flow::Hold } else { Flow::Pass }
     }
 
     fn on_poll(&mut self, cx: &mut WorkerContext<'_>, held: &mut Held<'_, R>) {
         if self.live.take_release() {
             held.release_all();
+            self.last = Time::ZERO;
         }
         loop {
             match self.waiting.due(cx.now(), |tag| held.contains(tag)) {
