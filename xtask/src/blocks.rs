@@ -483,7 +483,7 @@ fn render() -> String {
         "# What proves each block\n\n<!-- Written by `cargo xtask blocks` from the table in xtask/src/blocks.rs. -->\n\n\
          Each \"yes\" leads to the file that has the proof. \"–\" means that there is nothing to prove, **no** that the proof is\n\
          missing. `cargo xtask test` fails where a proof is gone or this page is stale. A test that lacks something of the host (a loop\n\
-         device takes root) says `SKIPPED` when it runs.\n\n| block | is |",
+         device takes root) says `SKIPPED` when cargo runs it, and fails in `cargo xtask test`.\n\n| block | is |",
     );
     for (name, _) in COLUMNS {
         let _ = write!(out, " {name} |");

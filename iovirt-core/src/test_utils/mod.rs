@@ -9,6 +9,7 @@
 //! | [`driver`], [`io`], [`guest`] | [`Driver`]: the submitting side, with guest memory in odd pieces |
 //! | [`workload`], [`oracle`], [`stamp`] | [`Workload`]: seeded load that knows what may be found, now and after a cut |
 //! | [`alloc`] | [`CountingAllocator`] |
+//! | [`skip`] | [`skipped`]: a test that lacks something of the host says so, or fails where nothing may be skipped |
 //! | [`lifecycle`] | drain, reset, save and restore, stall, resize and swap in the middle of load, in deterministic simulation |
 //! | [`conformance`] | the suite that every back-end and every stage runs |
 //! | [`hostile`] | the suite that every device runs: what a guest can do to it |
@@ -28,6 +29,7 @@ pub mod manual;
 pub mod oracle;
 pub mod power_loss;
 pub mod rng;
+pub mod skip;
 pub mod stamp;
 #[cfg(feature = "test-utils-virtio")]
 pub mod virtio;
@@ -41,6 +43,7 @@ pub use io::{BlockIo, IoDone, IoId};
 pub use manual::{ManualBackend, ManualHandle};
 pub use power_loss::{PowerLossConfig, PowerLossDisk, PowerLossHandle, Sabotage};
 pub use rng::{Rng, rounds_or, seed_or};
+pub use skip::skipped;
 pub use workload::{Violation, Workload, WorkloadConfig};
 
 /// The examples of the page that tells embedders how to use the kit are compiled and run.
