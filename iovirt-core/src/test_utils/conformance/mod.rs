@@ -137,6 +137,13 @@ pub fn rules() -> Vec<Rule> {
     groups.concat()
 }
 
+/// The names of all rules: those of [`run`], of [`durability()`] and of [`transparency()`].
+pub fn rule_names() -> Vec<&'static str> {
+    let run = rules().into_iter().map(|(name, _)| name);
+    let cuts = durability::RULES.into_iter().map(|(name, _, _)| name);
+    run.chain([durability::HONEST]).chain(cuts).chain(transparency::RULES).collect()
+}
+
 /// Runs every rule on fresh stacks.
 pub fn run(factory: &Factory<'_>, profile: &Profile) -> Report {
     let profile = profile.resolved();
