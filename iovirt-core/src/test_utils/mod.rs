@@ -7,11 +7,13 @@
 //! | [`manual`] | [`ManualBackend`]: requests complete, fail, stall or vanish by command |
 //! | [`power_loss`] | [`PowerLossDisk`]: a disk with a volatile cache that loses power, honest or broken |
 //! | [`driver`], [`io`], [`guest`] | [`Driver`]: the submitting side, with guest memory in odd pieces |
+//! | [`plane`] | [`Plane`](plane::Plane): one data plane of any family, with books that trust nobody |
 //! | [`workload`], [`oracle`], [`stamp`] | [`Workload`]: seeded load that knows what may be found, now and after a cut |
 //! | [`alloc`] | [`CountingAllocator`] |
 //! | [`skip`] | [`skipped`]: a test that lacks something of the host says so, or fails where nothing may be skipped |
 //! | [`lifecycle`] | drain, reset, save and restore, stall, resize and swap in the middle of load, in deterministic simulation |
 //! | [`conformance`] | the suite that every back-end and every stage runs |
+//! | [`net`] | the same for networks: a suite, a driver, and a wire to run it over |
 //! | [`hostile`] | the suite that every device runs: what a guest can do to it |
 //!
 //! Everything that is random comes from a seed. A failure prints it; `IOVIRT_SEED` runs it again, and
@@ -26,7 +28,9 @@ pub mod hostile;
 pub mod io;
 pub mod lifecycle;
 pub mod manual;
+pub mod net;
 pub mod oracle;
+pub mod plane;
 pub mod power_loss;
 pub mod rng;
 pub mod skip;

@@ -114,7 +114,7 @@ impl Profile {
         self
     }
 
-    fn resolved(&self) -> Self {
+    pub(in crate::test_utils) fn resolved(&self) -> Self {
         Self { seed: seed_or(self.seed), rounds: rounds_or(self.rounds).max(1), ..self.clone() }
     }
 }
@@ -225,7 +225,7 @@ macro_rules! ensure {
         }
     };
 }
-use ensure;
+pub(in crate::test_utils) use ensure;
 
 fn words(error: impl std::fmt::Display) -> String {
     error.to_string()

@@ -319,7 +319,7 @@ fn refusal(sabotage: Sabotage, request: &BlockRequest, shared: &Shared) -> Optio
     let ranged = request.op() != BlockOp::Flush;
     match sabotage {
         Sabotage::RefusesFua if request.flags().contains(BlockFlags::FUA) => Some(BlockError::Unsupported),
-        Sabotage::RefusesNothing if ranged && request.len() == 0 => Some(BlockError::Misaligned),
+        Sabotage::RefusesNothing if ranged && request.is_empty() => Some(BlockError::Misaligned),
         Sabotage::RefusesLastBlock if ranged && request.end() == shared.lock().caps.capacity => {
             Some(BlockError::OutOfRange)
         }
