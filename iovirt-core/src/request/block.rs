@@ -226,6 +226,7 @@ impl Request for BlockRequest {
     type Caps = BlockCaps;
     const KINDS: &'static [&'static str] = &["read", "write", "flush", "discard", "write-zeroes"];
     const FAMILY: &'static str = "block";
+    const KEEPS_ORDER: bool = false;
 
     #[inline]
     fn tag(&self) -> Tag {

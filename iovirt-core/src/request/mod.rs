@@ -22,6 +22,8 @@ pub trait Request: Sized + Send + fmt::Debug + 'static {
     const KINDS: &'static [&'static str];
     /// The name of the family, as it stands in messages: `block`, `net`.
     const FAMILY: &'static str;
+    /// Whether requests of one kind on one data plane must not overtake each other on their way down: frames must not.
+    const KEEPS_ORDER: bool;
 
     /// The tag its client chose: dense, below the depth given at [`Backend::open`](crate::Backend::open).
     fn tag(&self) -> Tag;

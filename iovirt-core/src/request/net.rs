@@ -218,6 +218,7 @@ impl Request for NetRequest {
     type Caps = NetCaps;
     const KINDS: &'static [&'static str] = &["transmit", "receive"];
     const FAMILY: &'static str = "net";
+    const KEEPS_ORDER: bool = true;
 
     #[inline]
     fn tag(&self) -> Tag {

@@ -4,6 +4,8 @@ use crate::net::rig::{frame, rig};
 use iovirt_core::Mode;
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::net::{NetError, NetOp, NetOutput, NetRequest};
+use iovirt_core::test_utils::conformance::Profile;
+use iovirt_core::test_utils::net::{self, Verdicts};
 use std::sync::Arc;
 
 fn filtered(drops: Drops) -> (BoxBackend<NetRequest>, Arc<FilterControl>) {
@@ -86,4 +88,15 @@ fn a_drain_ends_though_every_frame_is_dropped() {
     let aborted = (NetOp::Receive, NetOutput::Failed(NetError::Aborted), Vec::new());
     assert_eq!(home, [aborted.clone(), aborted.clone(), aborted]);
     assert_eq!(receiver.mode(), Mode::Quiesced);
+}
+
+#[test]
+fn it_passes_the_suite_for_networks_and_that_for_judges() {
+    net::run(&|| filtered(Drops::Nothing).0, &Profile::new("filter")).assert_passed();
+    let judge = |verdicts: Verdicts, network| {
+        let filter = Filter::new(&FilterConfig::default());
+        filter.handle().set(move |frame| if verdicts(frame.bytes) { Verdict::Pass } else { Verdict::Drop });
+        BoxBackend::new(Pipeline::top().stage(filter.layer()).backend(network).unwrap())
+    };
+    net::judge(&judge, &Profile::new("filter")).assert_passed();
 }

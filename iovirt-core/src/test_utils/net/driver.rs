@@ -13,10 +13,10 @@ use std::sync::Arc;
 pub type NetHome = (NetOp, NetOutput, Vec<u8>);
 
 /// Bytes of guest memory for the longest frame.
-const SLOT: u64 = 128 << 10;
+pub(super) const SLOT: u64 = 128 << 10;
 
 /// Where guest memory begins.
-const BASE: u64 = 0x10_000;
+pub(super) const BASE: u64 = 0x10_000;
 
 /// Sends frames out of guest memory and posts tokens, on one data plane of one pair.
 ///

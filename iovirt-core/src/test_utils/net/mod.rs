@@ -3,6 +3,7 @@
 //! | name | is |
 //! |---|---|
 //! | [`run`] | the suite, for a stack over a network that gives back what it is sent: a [`Wire`], a loopback |
+//! | [`judge()`] | more of it, for a stage that judges frames |
 //! | [`NetDriver`] | the submitting side: frames out of guest memory, tokens, one data plane |
 //! | [`Wire`] | a network for tests, honest or broken by a [`NetSabotage`] |
 //!
@@ -20,6 +21,7 @@
 mod caps;
 mod driver;
 mod frames;
+mod judge;
 mod rest;
 mod sabotage;
 mod tokens;
@@ -27,6 +29,7 @@ mod wakes;
 mod wire;
 
 pub use driver::{NetDriver, NetHome, frame};
+pub use judge::{JUDGE_RULES, JudgeFactory, Verdicts, judge};
 pub use sabotage::NetSabotage;
 pub use wire::{Wire, WireConfig, WireQueue};
 
