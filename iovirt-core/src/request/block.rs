@@ -248,6 +248,11 @@ impl Request for BlockRequest {
     }
 
     #[inline]
+    fn is_token(&self) -> bool {
+        false
+    }
+
+    #[inline]
     fn into_memory(self) -> Option<Box<SgList>> {
         Some(self.sg)
     }

@@ -31,6 +31,8 @@ pub trait Request: Sized + Send + fmt::Debug + 'static {
     fn kind(&self) -> usize;
     /// What the request costs: one operation, and the bytes it moves.
     fn cost(&self) -> Cost;
+    /// Whether it is a token: it waits, maybe for ever, for what comes from outside. Who limits the work below does not count it.
+    fn is_token(&self) -> bool;
     /// Gives up the request for its pooled memory, to be used again.
     fn into_memory(self) -> Option<Box<SgList>>;
     /// The output of a request that was given up: dropped by a stage, or discarded by a reset.

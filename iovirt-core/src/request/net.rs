@@ -237,6 +237,11 @@ impl Request for NetRequest {
     }
 
     #[inline]
+    fn is_token(&self) -> bool {
+        self.op == NetOp::Receive
+    }
+
+    #[inline]
     fn into_memory(self) -> Option<Box<SgList>> {
         Some(self.sg)
     }

@@ -12,6 +12,8 @@ pub struct ScheduledQueue<R: Request, Q> {
     seat: Seat,
     /// Requests that wait for their turn.
     waiting: SlotTable<R>,
+    /// Tokens that are below: they are no work, and so wait for no turn.
+    tokens: SlotTable<()>,
     out: Out,
     granted: Vec<Tag>,
     ready: Vec<Completion<R>>,
@@ -66,6 +68,7 @@ impl<R: Request, Q: Queue<R>> ScheduledQueue<R, Q> {
             below,
             seat,
             waiting: SlotTable::new(depth),
+            tokens: SlotTable::new(depth),
             out: Out { costs: SlotTable::new(depth), written_off: 0 },
             granted: Vec::with_capacity(depth.get()),
             ready: Vec::new(),
@@ -98,6 +101,11 @@ impl<R: Request, Q: Queue<R>> Queue<R> for ScheduledQueue<R, Q> {
         if self.out.replace(tag) {
             self.seat.news.lost += 1;
         }
+        self.tokens.take(tag);
+        if request.is_token() {
+            self.tokens.insert(tag, ());
+            return self.below.submit(cx, request);
+        }
         match self.waiting.insert(tag, request) {
             None => self.seat.news.asks.push((tag, cost)),
             Some(twin) => {
@@ -120,10 +128,14 @@ impl<R: Request, Q: Queue<R>> Queue<R> for ScheduledQueue<R, Q> {
         let mark = done.len();
         self.below.poll(cx, done);
         for completion in done.since(mark) {
-            self.seat.news.completed.extend(self.out.end(completion.request.tag()));
+            let tag = completion.request.tag();
+            if self.tokens.take(tag).is_none() {
+                self.seat.news.completed.extend(self.out.end(tag));
+            }
         }
         if self.out.count() > 0 {
-            self.seat.news.lost += self.out.write_off(self.below.in_flight()) as u64;
+            let work = self.below.in_flight().saturating_sub(self.tokens.len());
+            self.seat.news.lost += self.out.write_off(work) as u64;
         }
         if self.seat.has_business(cx.now()) && self.exchange(cx) {
             self.below.kick(cx);

@@ -4,6 +4,7 @@ use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::{BlockCaps, BlockOutput, BlockRequest};
 use iovirt_core::scheduler::{FlowId, Grant, IoScheduler, Weight};
 use iovirt_core::test_utils::conformance::{self, Profile};
+use iovirt_core::test_utils::net::{self, Wire, WireConfig};
 use iovirt_core::test_utils::{
     BlockIo, Driver, ManualBackend, ManualHandle, PowerLossConfig, PowerLossDisk, Rng, VirtualClock,
     Workload, WorkloadConfig, rounds_or, seed_or,
@@ -415,4 +416,15 @@ fn a_grant_that_is_lost_is_caught() {
     rig.driver.open(&stack, 16).unwrap();
     let error = load.run(&mut rig.driver, 5000).unwrap_err().to_string();
     assert!(error.starts_with("stuck"), "{error}");
+}
+
+/// A network has more tokens below than the group has places, and sends all the same.
+#[test]
+fn tokens_take_no_place() {
+    let factory = || {
+        let group = group(2);
+        let stage = Scheduled::new(&group, weight(100));
+        BoxBackend::new(Pipeline::top().stage(stage).backend(Wire::new(WireConfig::default())).unwrap())
+    };
+    net::run(&factory, &Profile::new("scheduled over a wire").rounds(20)).assert_passed();
 }
