@@ -181,6 +181,14 @@ fn a_stack_that_promises_too_much_is_reported() {
 }
 
 #[test]
+fn a_stack_that_panics_is_reported() {
+    let factory = || -> BoxBackend<BlockRequest> { panic!("out of cheese") };
+    let report = conformance::run(&factory, &Profile::new("panics"));
+    assert_eq!(report.failures().count(), conformance::rules().len());
+    assert!(report.failures().all(|failure| failure.message.contains("panicked: out of cheese")), "{report}");
+}
+
+#[test]
 fn a_report_says_what_brings_a_failure_back() {
     let report = durability_of(Sabotage::FlushDoesNothing);
     let words = report.to_string();

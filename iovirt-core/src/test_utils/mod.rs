@@ -61,6 +61,11 @@ pub struct TestingYourOwnStage;
 #[doc = include_str!("../../../docs/write-your-own-stage-async.md")]
 #[derive(Debug)]
 pub struct WriteYourOwnStageAsync;
+/// What the compiler holds of the contract.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/contract.md")]
+#[derive(Debug)]
+pub struct Contract;
 /// The same for the page on how to write a stage.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/write-your-own-stage.md")]
