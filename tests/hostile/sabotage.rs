@@ -171,8 +171,8 @@ impl Broken {
     /// The descriptors of the driver's table: length, flags, next.
     fn descriptors(&self, table: u64, count: u64) -> impl Iterator<Item = (u32, u16, u16)> + '_ {
         (0..count).map(move |at| {
-            let [a, b, c, d, e, f, g, h] = self.load(table + at * 16 + 8);
-            (u32::from_le_bytes([a, b, c, d]), u16::from_le_bytes([e, f]), u16::from_le_bytes([g, h]))
+            let word = u64::from_le_bytes(self.load(table + at * 16 + 8));
+            (word as u32, (word >> 32) as u16, (word >> 48) as u16)
         })
     }
 
