@@ -1,8 +1,9 @@
 //! Doorbells: how a guest's register write reaches a worker without a trip through user space.
 
+use crate::worker::fd::lend;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -30,6 +31,13 @@ impl Doorbell {
     /// The descriptor, to be registered as an ioeventfd.
     pub fn event(&self) -> &EventFd {
         &self.event
+    }
+}
+
+/// For a loop or a hypervisor's binding that speaks of descriptors and not of `EventFd`.
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        lend(&self.event)
     }
 }
 

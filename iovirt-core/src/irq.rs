@@ -1,8 +1,9 @@
 //! Interrupts: how a device reaches the guest. The embedder supplies the way, a device only pulls it.
 
+use crate::worker::fd::lend;
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -42,6 +43,13 @@ impl Interrupt for EventFdInterrupt {
     fn trigger(&self) {
         // The only failure is a counter at its end, and then an interrupt is pending already.
         let _ = self.event.write(1);
+    }
+}
+
+/// For a loop or a hypervisor's binding that speaks of descriptors and not of `EventFd`.
+impl AsFd for EventFdInterrupt {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        lend(&self.event)
     }
 }
 
@@ -169,6 +177,7 @@ mod tests {
         let counting = CountingInterrupt::before(event.clone());
         counting.trigger();
         counting.trigger();
+        assert_eq!(event.as_fd().as_raw_fd(), event.event().as_raw_fd());
         assert_eq!(event.event().read().unwrap(), 2);
         assert_eq!(counting.raised(), 2);
 

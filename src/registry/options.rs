@@ -134,7 +134,7 @@ macro_rules! narrower {
     )* };
 }
 
-narrower!(u16, u32, usize);
+narrower!(u8, u16, u32, usize);
 
 /// A switch.
 impl OptionValue for bool {

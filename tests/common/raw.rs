@@ -4,7 +4,7 @@
 use iovirt_core::dma::{DmaSpace, DmaView};
 use iovirt_core::frontend::{Access, Frontend};
 use iovirt_core::irq::CountingInterrupt;
-use iovirt_core::{Worker, WorkerConfig};
+use iovirt_core::{Worker, WorkerConfig, WorkerHandle};
 use iovirt_frontends::virtio::VirtioDevice;
 use iovirt_frontends::virtio::transport::mmio::MmioDevice;
 use std::sync::Arc;
@@ -50,6 +50,21 @@ impl RawDriver {
         let space = DmaSpace::anonymous(&[(0, MEMORY)]).unwrap();
         let (worker, interrupts) = (Worker::new(WorkerConfig::default()).unwrap(), Arc::default());
         let mut driver = Self::around(device, space, worker, interrupts);
+        driver.set_up(features);
+        driver
+    }
+
+    /// The same, with the queues on these workers; on its own where there are none.
+    pub(crate) fn on_workers(device: Arc<dyn VirtioDevice>, features: u64, workers: &[WorkerHandle]) -> Self {
+        if workers.is_empty() {
+            return Self::new(device, features);
+        }
+        let space = DmaSpace::anonymous(&[(0, MEMORY)]).unwrap();
+        let rings = vec![RingState::default(); device.queue_max_sizes().len()];
+        let interrupts = Arc::<CountingInterrupt>::default();
+        let device = MmioDevice::new(device, &space, interrupts.clone(), workers).unwrap();
+        let (worker, view) = (Worker::new(WorkerConfig::default()).unwrap(), space.view());
+        let mut driver = Self { worker, device: Arc::new(device), interrupts, view, space, rings };
         driver.set_up(features);
         driver
     }

@@ -1,7 +1,8 @@
-//! Duplicating file descriptors.
+//! Duplicating and lending file descriptors.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use vmm_sys_util::eventfd::EventFd;
 
 /// A duplicate that is closed on its own and across `exec`.
 pub(super) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
@@ -12,4 +13,10 @@ pub(super) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the call has just made this descriptor and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
+/// The descriptor of an eventfd, for as long as the eventfd is borrowed: the type itself gives only its number.
+pub(crate) fn lend(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: an `EventFd` owns its descriptor and closes it when it is dropped, which the borrow keeps from happening.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }

@@ -17,7 +17,7 @@
 mod bridge;
 mod clock;
 mod context;
-mod fd;
+pub(crate) mod fd;
 mod lane;
 mod reactor;
 mod run;

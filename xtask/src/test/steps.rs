@@ -28,6 +28,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "clippy", about: "no warning in any target", tools: &[setup::CC], run: clippy },
     Step { name: "alone", about: "each library alone, without default features", tools: &[setup::CC], run: alone },
     Step { name: "unit", about: "unit and integration tests", tools: &UNIT_TOOLS, run: unit },
+    Step { name: "embedder", about: "an embedder outside, by the public API alone", tools: &[setup::CC], run: embedder },
     Step { name: "loom", about: "pins in every order of events, by a model checker", tools: &[setup::CC], run: loom },
     Step { name: "doc", about: "the examples in the documentation", tools: &[setup::CC], run: doc },
     Step { name: "fuzz", about: "every fuzz target for a few seconds", tools: &[setup::CXX], run: fuzz::run },
@@ -71,6 +72,17 @@ fn unit() -> Result<()> {
     println!("cargo-nextest is not installed: the tests run with cargo test");
     let arguments = ["test", "--workspace", "--all-targets", "--no-fail-fast"];
     Cmd::cargo().args(arguments).env(NO_SKIP, "1").show()
+}
+
+/// A workspace of its own, so nothing that the other steps build is of use to it, nor does it disturb them: its own target
+/// directory.
+fn embedder() -> Result<()> {
+    let folder = cmd::root().join("tests/embedder");
+    let target = cmd::target().join("embedder").display().to_string();
+    let cargo = || Cmd::cargo().folder(&folder).env("CARGO_TARGET_DIR", &target);
+    cargo().args(["fmt", "--check"]).show()?;
+    cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]).show()?;
+    cargo().args(["test", "--no-fail-fast"]).show()
 }
 
 /// Its own target directory, since all that is built for it is built with another flag; and a quick build, since the models

@@ -16,10 +16,13 @@
 use super::config::{FileAccess, FileConfig, Lock};
 use super::sys::{self, ByteLock};
 use iovirt_core::{BackendError, BackendErrorKind};
-use std::fs::File;
+use std::fs::{self, DirEntry, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 const USED: i64 = 100;
 const FORBIDDEN: i64 = 200;
@@ -36,7 +39,16 @@ fn permissions(access: FileAccess) -> (&'static [i64], &'static [i64]) {
     }
 }
 
+/// How long a lock is waited for that is nobody's. Seen were 150 milliseconds.
+const AFTERLIFE: Duration = Duration::from_secs(5);
+/// How often it is looked for.
+const AGAIN: Duration = Duration::from_millis(2);
+
 /// Takes the locks.
+///
+/// A process that was killed with requests in its io_uring keeps its files open a little longer than it lives: until the host
+/// has finished the requests and taken the ring down. So a lock without an owner is waited for, and whoever takes a disk
+/// over gets it when no write of the dead can come any more.
 ///
 /// # Errors
 /// [`BackendErrorKind::Busy`] where somebody else's are in the way; none is held then.
@@ -44,29 +56,41 @@ pub(super) fn acquire(file: &File, config: &FileConfig) -> Result<(), BackendErr
     if config.lock == Lock::Off {
         return Ok(());
     }
-    match try_acquire(file.as_fd(), config.access) {
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            release(file, config);
-            let path = config.path.display();
-            let whom = owner(file).unwrap_or_else(|| "another process".to_owned());
-            Err(BackendError::new(
-                BackendErrorKind::Busy,
-                format!("{path} is in use by {whom}; lock=off opens it all the same"),
-            ))
-        }
-        Err(error)
-            if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)) =>
-        {
-            tracing::warn!(path = %config.path.display(), %error, "this file cannot be locked; nothing keeps a second writer out");
-            Ok(())
-        }
-        Err(error) => {
-            release(file, config);
-            let path = config.path.display();
-            Err(BackendError::host(format!("{path} cannot be locked (lock=off does without)"), error))
+    let start = Instant::now();
+    loop {
+        match try_acquire(file.as_fd(), config.access) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {
+                release(file, config);
+                let owner = owner(file);
+                if owner.is_some() || start.elapsed() >= AFTERLIFE {
+                    return Err(in_use(config, owner));
+                }
+                thread::sleep(AGAIN);
+            }
+            Err(error) => return without_locks(file, config, error),
         }
     }
+}
+
+fn in_use(config: &FileConfig, owner: Option<String>) -> BackendError {
+    let path = config.path.display();
+    let whom = owner.unwrap_or_else(|| "another process".to_owned());
+    BackendError::new(
+        BackendErrorKind::Busy,
+        format!("{path} is in use by {whom}; lock=off opens it all the same"),
+    )
+}
+
+/// What follows where the host could not lock: a file system that does not know locks does without.
+fn without_locks(file: &File, config: &FileConfig, error: io::Error) -> Result<(), BackendError> {
+    let path = config.path.display();
+    if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)) {
+        tracing::warn!(%path, %error, "this file cannot be locked; nothing keeps a second writer out");
+        return Ok(());
+    }
+    release(file, config);
+    Err(BackendError::host(format!("{path} cannot be locked (lock=off does without)"), error))
 }
 
 fn try_acquire(fd: BorrowedFd<'_>, access: FileAccess) -> io::Result<bool> {
@@ -99,24 +123,29 @@ pub(super) fn release(file: &File, config: &FileConfig) {
     }
 }
 
-/// Who has the file open, as far as `/proc` shows it to us.
+/// Who has locks on the file, as far as `/proc` shows it to us. Called when we hold none, so that our own descriptor, of
+/// which a process that we are just starting has a copy, is nobody's.
 fn owner(file: &File) -> Option<String> {
     let ours = file.metadata().ok()?;
-    let is_it = |fd: &std::fs::DirEntry| {
-        std::fs::metadata(fd.path()).is_ok_and(|other| (other.dev(), other.ino()) == (ours.dev(), ours.ino()))
+    let holds = |process: &Path, fd: &DirEntry| {
+        fs::metadata(fd.path()).is_ok_and(|other| (other.dev(), other.ino()) == (ours.dev(), ours.ino()))
+            && fs::read_to_string(process.join("fdinfo").join(fd.file_name()))
+                .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")))
     };
     let me = std::process::id();
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+    for process in fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        let Ok(mut fds) = std::fs::read_dir(process.path().join("fd")) else { continue };
-        if pid != me && fds.any(|fd| fd.is_ok_and(|fd| is_it(&fd))) {
-            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some(format!("another process ({}, pid {pid})", name.trim_end()));
+        let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
+        if !fds.flatten().any(|fd| holds(&process.path(), &fd)) {
+            continue;
         }
+        if pid == me {
+            return Some("this process".to_owned());
+        }
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        return Some(format!("another process ({}, pid {pid})", name.trim_end()));
     }
-    let fds = std::fs::read_dir("/proc/self/fd").ok()?;
-    let open_here = fds.flatten().filter(is_it).count();
-    (open_here > 1).then(|| "this process".to_owned())
+    None
 }
