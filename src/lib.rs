@@ -76,4 +76,7 @@ mod texts {
 
     #[doc = include_str!("../docs/virtio-mmio.md")]
     struct VirtioMmio;
+
+    #[doc = include_str!("../docs/virtio-pci.md")]
+    struct VirtioPci;
 }

@@ -166,7 +166,13 @@ fn a_broken_ring_keeps_what_is_in_flight_until_it_is_home() {
     second.driver.frontend().restore(&saved).unwrap();
     assert_ne!(second.driver.status() & status::NEEDS_RESET, 0);
     second.driver.frontend().save().unwrap();
-    // And works after it.
+    // The driver's reset does not end what the embedder began; then the device works again.
+    rig.start();
+    rig.driver.offer(0);
+    rig.driver.notify(0);
+    rig.steps();
+    assert_eq!(rig.manual.in_flight().len(), 0);
+    frontend.resume();
     rig.start();
     rig.load(1);
     assert_eq!(rig.finish(), 1);

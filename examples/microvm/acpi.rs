@@ -1,17 +1,22 @@
 //! ACPI tables: processors, interrupt controllers, power control and the devices that no bus would reveal.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    AddressSpace as AddressWindow, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed,
+    Name, Package, PackageBuilder, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
+use iovirt::frontends::pci;
 
-use crate::layout::{IO_APIC, LOCAL_APIC, MMIO_LEN, SCI_GSI, SERIAL_GSI, Slot};
+use crate::layout::{
+    IO_APIC, LOCAL_APIC, MMIO_LEN, PCI_ECAM, PCI_GSIS, PCI_MEMORY, PCI_PORTS, SCI_GSI, SERIAL_GSI, Slot,
+};
 use crate::{power, rtc, serial};
 
 const OEM: [u8; 6] = *b"IOVIRT";
@@ -33,16 +38,31 @@ const ALL_PROCESSORS: u8 = 0xff;
 const SAME_AS_BUS: u16 = 0;
 const LEVEL_ACTIVE_HIGH: u16 = 0b1101;
 
+/// What the tables are about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hardware<'a> {
+    pub(crate) vcpus: u8,
+    /// virtio-mmio devices.
+    pub(crate) slots: &'a [Slot],
+    /// Whether there is a PCI bus.
+    pub(crate) pci: bool,
+}
+
 /// All tables as one image to be placed at `base`. The RSDP comes first.
-pub(crate) fn tables(base: u64, vcpus: u8, slots: &[Slot]) -> Vec<u8> {
+pub(crate) fn tables(base: u64, hardware: &Hardware<'_>) -> Vec<u8> {
     let mut image = Image { base, bytes: vec![0; Rsdp::len()] };
     let facs = image.add(&FACS::new());
-    let dsdt = image.add(&dsdt(slots));
+    let dsdt = image.add(&dsdt(hardware));
     let fadt = image.add(&fadt(facs as u32, dsdt as u32));
-    let madt = image.add(&madt(vcpus));
+    let madt = image.add(&madt(hardware.vcpus));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if hardware.pci {
+        let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+        mcfg.add_ecam(PCI_ECAM, 0, 0, 0);
+        xsdt.add_entry(image.add(&mcfg));
+    }
     let xsdt = image.add(&xsdt);
     let mut rsdp = Vec::new();
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
@@ -118,7 +138,7 @@ fn madt(vcpus: u8) -> Sdt {
     madt
 }
 
-fn dsdt(slots: &[Slot]) -> Sdt {
+fn dsdt(hardware: &Hardware<'_>) -> Sdt {
     let mut code = Vec::new();
     let (sleep_type, zero) = (power::SLEEP_TYPE_S5, aml::ZERO);
     let s5 = Package::new(vec![&sleep_type, &sleep_type, &zero, &zero]);
@@ -140,13 +160,16 @@ fn dsdt(slots: &[Slot]) -> Sdt {
         vec![&IO::new(rtc::RTC_PORT, rtc::RTC_PORT, 1, 2)],
     );
     let mut devices = vec![serial, clock];
-    for slot in slots {
+    for slot in hardware.slots {
         devices.push(resource_device(
             &format!("VR{:02X}", slot.index),
             &"LNRO0005",
             slot.index as u32,
             vec![&Memory32Fixed::new(true, slot.address as u32, MMIO_LEN as u32), &interrupt(slot.gsi)],
         ));
+    }
+    if hardware.pci {
+        devices.push(pci_bus());
     }
     let devices: Vec<Raw> = devices.into_iter().map(Raw).collect();
     Scope::new("\\_SB_".into(), devices.iter().map(|device| device as &dyn Aml).collect())
@@ -155,6 +178,47 @@ fn dsdt(slots: &[Slot]) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&code);
     dsdt
+}
+
+/// The PCI bus: the addresses that it forwards, and where the pins of its devices arrive.
+fn pci_bus() -> Vec<u8> {
+    let (hid, cid) = (Name::new("_HID".into(), &EISAName::new("PNP0A08")), EISAName::new("PNP0A03"));
+    let (cid, zero) = (Name::new("_CID".into(), &cid), aml::ZERO);
+    let [uid, segment, number] = ["_UID", "_SEG", "_BBN"].map(|name| Name::new(name.into(), &zero));
+    let last = |range: std::ops::Range<u64>| range.end - 1;
+    let buses = AddressWindow::new_bus_number(0_u16, 0);
+    let mechanism = IO::new(pci::CONFIG_PORT, pci::CONFIG_PORT, 1, pci::CONFIG_PORT_LEN as u8);
+    let ports = AddressWindow::new_io(PCI_PORTS.start as u16, last(PCI_PORTS) as u16, None);
+    let memory = AddressWindow::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        PCI_MEMORY.start as u32,
+        last(PCI_MEMORY) as u32,
+        None,
+    );
+    let resources = ResourceTemplate::new(vec![&buses, &mechanism, &ports, &memory]);
+    let resources = Name::new("_CRS".into(), &resources);
+    let routes = Name::new("_PRT".into(), &interrupt_routes());
+    let mut bytes = Vec::new();
+    let parts: Vec<&dyn Aml> = vec![&hid, &cid, &uid, &segment, &number, &resources, &routes];
+    Device::new(Path::new("PCI0"), parts).to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// For each device and pin its line: all functions of a device, no link device, the line's number.
+fn interrupt_routes() -> PackageBuilder {
+    let mut routes = PackageBuilder::new();
+    for device in 0..32_u32 {
+        for pin in 0..4_u32 {
+            let mut route = PackageBuilder::new();
+            route.add_element(&(device << 16 | 0xffff));
+            route.add_element(&pin);
+            route.add_element(&aml::ZERO);
+            route.add_element(&PCI_GSIS[(device + pin) as usize % PCI_GSIS.len()]);
+            routes.add_element(&route);
+        }
+    }
+    routes
 }
 
 /// An edge-triggered, active-high line of its own.
@@ -205,7 +269,7 @@ mod tests {
     fn full_image() -> Vec<u8> {
         let mut slots = Slots::default();
         while slots.take().is_ok() {}
-        tables(ACPI_TABLES, 254, slots.taken())
+        tables(ACPI_TABLES, &Hardware { vcpus: 254, slots: slots.taken(), pci: true })
     }
 
     #[test]
@@ -214,7 +278,7 @@ mod tests {
         assert!(image.len() as u64 <= ACPI_TABLES_LEN);
         assert_eq!((&image[..8], sum(&image[..20]), sum(&image[..36])), (&b"RSD PTR "[..], 0, 0));
         let xsdt = table(&image, number(&image, 24, 8), "XSDT");
-        assert_eq!(xsdt.len(), 36 + 2 * 8);
+        assert_eq!(xsdt.len(), 36 + 3 * 8);
         let fadt = table(&image, number(xsdt, 36, 8), "FACP");
         let madt = table(&image, number(xsdt, 44, 8), "APIC");
         let dsdt = table(&image, number(fadt, 40, 4), "DSDT");
@@ -222,7 +286,9 @@ mod tests {
         assert_eq!((facs % 64, &image[facs - ACPI_TABLES as usize..][..4]), (0, &b"FACS"[..]));
         assert_eq!(number(fadt, 56, 4), usize::from(power::PM1_EVENT));
         assert_eq!(number(fadt, 64, 4), usize::from(power::PM1_CONTROL));
-        assert_eq!(dsdt.windows(8).filter(|w| w == b"LNRO0005").count(), 16);
+        assert_eq!(dsdt.windows(8).filter(|w| w == b"LNRO0005").count(), 12);
+        let mcfg = table(&image, number(xsdt, 52, 8), "MCFG");
+        assert_eq!((mcfg.len(), number(mcfg, 44, 8)), (60, PCI_ECAM as usize));
 
         // The interrupt table's structures fill it exactly.
         let mut kinds = [0; 5];

@@ -18,8 +18,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 use crate::entry::{self, Entry};
 use crate::error::MachineError;
 use crate::layout::{
-    ACPI_TABLES, ACPI_TABLES_LEN, COMMAND_LINE, COMMAND_LINE_MAX, HOLE_START, MIB, START_INFO, Slot,
-    ZERO_PAGE,
+    ACPI_TABLES, ACPI_TABLES_LEN, COMMAND_LINE, COMMAND_LINE_MAX, HOLE_START, MIB, START_INFO, ZERO_PAGE,
 };
 use crate::{acpi, layout};
 
@@ -73,8 +72,7 @@ pub(crate) fn load(
     memory: &GuestMemoryMmap,
     memory_size: u64,
     source: &BootSource,
-    vcpus: u8,
-    slots: &[Slot],
+    hardware: &acpi::Hardware<'_>,
 ) -> Result<Entry, MachineError> {
     let kernel = load_kernel(memory, &source.kernel)?;
     let initrd = match &source.initrd {
@@ -83,7 +81,7 @@ pub(crate) fn load(
     };
     load_command_line(memory, &source.command_line, kernel.header.as_ref())?;
 
-    let tables = acpi::tables(ACPI_TABLES, vcpus, slots);
+    let tables = acpi::tables(ACPI_TABLES, hardware);
     debug_assert!(tables.len() as u64 <= ACPI_TABLES_LEN);
     write(memory, ACPI_TABLES, &tables, "the ACPI tables")?;
 

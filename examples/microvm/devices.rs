@@ -9,9 +9,12 @@ use iovirt::backends::interposers::stats::{StatsControl, StatsSnapshot};
 use iovirt::core::dma::DmaSpace;
 use iovirt::core::frontend::{Access, Frontend, Outcome};
 use iovirt::core::irq::{EventFdInterrupt, Interrupt};
-use iovirt::core::{WorkerConfig, WorkerThread};
+use iovirt::core::{WorkerConfig, WorkerHandle, WorkerThread};
 use iovirt::describe::{DescribeError, Description};
+use iovirt::frontends::virtio::transport::TransportError;
 use iovirt::frontends::virtio::transport::mmio::{MmioDevice, REGION_SIZE};
+use iovirt::frontends::virtio::transport::pci::PciDevice;
+use iovirt::frontends::virtio::{QueueCounters, VirtioDevice};
 use iovirt::registry::Registry;
 use serde::Serialize;
 
@@ -26,9 +29,41 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Device {
     description: Description,
-    mmio: Arc<MmioDevice>,
+    registers: Registers,
     // Behind the device, so that its queues outlive it no longer than they must.
     _workers: Vec<WorkerThread>,
+}
+
+/// Where a device is to be found by the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a window of its own, announced by ACPI.
+    Mmio,
+    /// On the PCI bus.
+    Pci,
+}
+
+/// A device behind its transport.
+#[derive(Clone, Debug)]
+enum Registers {
+    Mmio(Arc<MmioDevice>),
+    Pci(Arc<PciDevice>),
+}
+
+impl Registers {
+    fn frontend(&self) -> Arc<dyn Frontend> {
+        match self {
+            Self::Mmio(device) => device.clone(),
+            Self::Pci(device) => device.clone(),
+        }
+    }
+
+    fn counters(&self) -> Vec<QueueCounters> {
+        match self {
+            Self::Mmio(device) => device.counters(),
+            Self::Pci(device) => device.counters(),
+        }
+    }
 }
 
 /// Why a device cannot be made.
@@ -65,13 +100,25 @@ pub(crate) struct StageReport {
 }
 
 impl Device {
-    /// A device in that memory, with worker threads of its own: one for each queue, but no more than the host has
-    /// processors.
+    /// A device in that memory behind virtio-mmio registers.
     pub(crate) fn new(
         registry: &Registry,
         description: Description,
         space: &DmaSpace,
         interrupt: Arc<dyn Interrupt>,
+    ) -> Result<Self, DeviceError> {
+        Self::make(registry, description, |virtio, workers| {
+            let device = MmioDevice::new(virtio, space, interrupt, workers);
+            device.map(|device| Registers::Mmio(Arc::new(device)))
+        })
+    }
+
+    /// A device behind some registers, with worker threads of its own: one for each queue, but no more than the host has
+    /// processors.
+    fn make(
+        registry: &Registry,
+        description: Description,
+        behind: impl FnOnce(Arc<dyn VirtioDevice>, &[WorkerHandle]) -> Result<Registers, TransportError>,
     ) -> Result<Self, DeviceError> {
         let text = description.to_string();
         let host =
@@ -85,34 +132,67 @@ impl Device {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| host(&error))?;
         let handles: Vec<_> = workers.iter().map(|worker| worker.handle().clone()).collect();
-        let mmio = MmioDevice::new(virtio, space, interrupt, &handles).map_err(|error| host(&error))?;
-        Ok(Self { description, mmio: Arc::new(mmio), _workers: workers })
+        let registers = behind(virtio, &handles).map_err(|error| host(&error))?;
+        Ok(Self { description, registers, _workers: workers })
     }
 
-    /// A device of a KVM machine: its window on the bus, an irqfd, and an ioeventfd for each queue.
+    /// A device of a KVM machine.
     pub(crate) fn attach(
         registry: &Registry,
         description: Description,
+        place: Place,
         machine: &mut Machine,
     ) -> Result<Self, AttachDeviceError> {
-        let interrupt = Arc::new(EventFdInterrupt::new().map_err(MachineError::host("make an interrupt"))?);
         let space = DmaSpace::from_guest_memory(machine.vm.memory()).map_err(|error| {
             MachineError::Memory { size: machine.vm.memory_size(), reason: error.to_string() }
         })?;
+        match place {
+            Place::Mmio => Self::attach_mmio(registry, description, &space, machine),
+            Place::Pci => Self::attach_pci(registry, description, &space, machine),
+        }
+    }
+
+    /// On the bus, which has its doorbells follow its windows.
+    fn attach_pci(
+        registry: &Registry,
+        description: Description,
+        space: &DmaSpace,
+        machine: &mut Machine,
+    ) -> Result<Self, AttachDeviceError> {
+        let (bus, messages) = (machine.pci()?, machine.vm.messages());
+        let device = Self::make(registry, description, |virtio, workers| {
+            let device = PciDevice::new(virtio, space, messages, workers);
+            device.map(|device| Registers::Pci(Arc::new(device)))
+        })?;
+        if let Registers::Pci(function) = &device.registers {
+            bus.add_anywhere(function.clone()).map_err(MachineError::Pci)?;
+        }
+        Ok(device)
+    }
+
+    /// A window of its own, an irqfd, and an ioeventfd for each queue.
+    fn attach_mmio(
+        registry: &Registry,
+        description: Description,
+        space: &DmaSpace,
+        machine: &mut Machine,
+    ) -> Result<Self, AttachDeviceError> {
+        let interrupt = Arc::new(EventFdInterrupt::new().map_err(MachineError::host("make an interrupt"))?);
         let slot = machine.slots.take()?;
         machine.vm.irqfd(interrupt.event(), slot.gsi)?;
-        let device = Self::new(registry, description, &space, interrupt)?;
-        for (queue, spec) in (0..).zip(device.mmio.doorbells()) {
+        let device = Self::new(registry, description, space, interrupt)?;
+        let frontend = device.frontend();
+        for (queue, spec) in (0..).zip(frontend.doorbells()) {
             machine.vm.queue_doorbell(spec.doorbell.event(), slot, queue)?;
         }
-        let name = format!("{} {}", device.mmio.name(), slot.index);
-        machine.mmio.insert(slot.address, REGION_SIZE, &name, Arc::new(Window(device.mmio.clone())))?;
+        let name = format!("{} {}", frontend.name(), slot.index);
+        machine.mmio.insert(slot.address, REGION_SIZE, &name, Arc::new(Window(frontend)))?;
         Ok(device)
     }
 
     /// The registers.
-    pub(crate) fn mmio(&self) -> &Arc<MmioDevice> {
-        &self.mmio
+    pub(crate) fn frontend(&self) -> Arc<dyn Frontend> {
+        self.registers.frontend()
     }
 
     /// Whether what is written can be read again: everything but a null disk does.
@@ -122,33 +202,33 @@ impl Device {
 
     /// Changes the size of the disk at the end of the pipeline, in bytes.
     pub(crate) fn resize(&self, bytes: u64) -> Result<(), String> {
-        let stages = self.mmio.stages();
+        let stages = self.frontend().stages();
         let file = stages.control::<FileControl>("file").ok_or("no stage of its pipeline can be resized")?;
         file.resize(bytes).map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Finishes what is in flight and makes it durable.
     pub(crate) fn finish(&self) {
-        if self.mmio.drain().wait(PATIENCE) != Some(Outcome::Done) {
+        if self.frontend().drain().wait(PATIENCE) != Some(Outcome::Done) {
             eprintln!("microvm: {}: requests were still in flight after {PATIENCE:?}", self.description);
         }
     }
 
     /// What the device did so far.
     pub(crate) fn report(&self) -> DeviceReport {
-        let queue = |counters: iovirt::frontends::virtio::QueueCounters| QueueReport {
+        let queue = |counters: QueueCounters| QueueReport {
             requests: counters.chains,
             doorbells: counters.doorbells,
             interrupts: counters.interrupts,
         };
-        let stages = self.mmio.stages();
+        let stages = self.frontend().stages();
         let stage = |(name, control): (&str, Arc<StatsControl>)| StageReport {
             name: name.to_owned(),
             stats: control.snapshot(),
         };
         DeviceReport {
             pipeline: self.description.to_string(),
-            queues: self.mmio.counters().into_iter().map(queue).collect(),
+            queues: self.registers.counters().into_iter().map(queue).collect(),
             stages: stages.controls::<StatsControl>().map(stage).collect(),
         }
     }
@@ -173,7 +253,7 @@ pub(crate) enum AttachDeviceError {
 }
 
 /// A device's registers on the bus.
-struct Window(Arc<MmioDevice>);
+struct Window(Arc<dyn Frontend>);
 
 impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
@@ -181,10 +261,17 @@ impl BusDevice for Window {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Access::Deferred(ticket) = self.0.write(0, offset, data)
-            && ticket.wait(PATIENCE).is_none()
-        {
-            eprintln!("microvm: a reset of {} goes on, though requests are still in flight", self.0.name());
-        }
+        wait_for(self.0.write(0, offset, data));
+    }
+}
+
+/// Has the vCPU wait where its access takes effect only once requests in flight have finished.
+pub(crate) fn wait_for(access: Access) {
+    if let Access::Deferred(ticket) = access
+        && ticket.wait(PATIENCE).is_none()
+    {
+        eprintln!(
+            "microvm: the guest goes on, though requests that its access waits for are still in flight"
+        );
     }
 }

@@ -34,7 +34,9 @@ pub(crate) enum MachineError {
     GuestWrite { what: &'static str, reason: String },
     #[error("{what} at {base:#x} (length {len:#x}) overlaps {with}")]
     Overlap { what: String, base: u64, len: u64, with: String },
-    #[error("there is room for {0} devices only")]
+    #[error(transparent)]
+    Pci(iovirt::frontends::pci::PciError),
+    #[error("there is room for {0} virtio-mmio devices only; further ones go on the PCI bus")]
     NoSlot(usize),
     #[error("cannot {what}: {source}")]
     Host { what: &'static str, source: io::Error },

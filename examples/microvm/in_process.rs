@@ -57,7 +57,7 @@ pub(crate) fn run(registry: &Registry, description: &Description) -> Result<Run,
     let interrupt = Arc::new(CountingInterrupt::new());
     let device = Device::new(registry, description, Arena::get().space(), interrupt)?;
     let started = Instant::now();
-    let mut driver = BlkDriver::connect(device.mmio().clone(), Pump::threads(), FEATURES, BLOCK)?;
+    let mut driver = BlkDriver::connect(device.frontend(), Pump::threads(), FEATURES, BLOCK)?;
     let blocks = (driver.capacity() * 512).min(SPAN) / BLOCK as u64;
     let read_only = driver.features() & 1 << 5 != 0;
     let keeps_data = !read_only && device.keeps_data();

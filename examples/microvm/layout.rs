@@ -24,6 +24,12 @@ pub(crate) const MIB: u64 = 0x10_0000;
 /// Windows for virtio-mmio devices.
 pub(crate) const MMIO_BASE: u64 = 0xd000_0000;
 pub(crate) const MMIO_LEN: u64 = 0x1000;
+/// Where the windows of PCI functions may be, below the others.
+pub(crate) const PCI_MEMORY: std::ops::Range<u64> = HOLE_START..MMIO_BASE;
+/// Ports for windows of PCI functions.
+pub(crate) const PCI_PORTS: std::ops::Range<u64> = 0xc000..0xd000;
+/// PCI's configuration space in memory, of one bus.
+pub(crate) const PCI_ECAM: u64 = 0xe000_0000;
 /// Interrupt controllers, in the kernel.
 pub(crate) const IO_APIC: u32 = 0xfec0_0000;
 pub(crate) const LOCAL_APIC: u32 = 0xfee0_0000;
@@ -35,9 +41,12 @@ pub(crate) const KVM_TSS: u64 = 0xfffb_d000;
 pub(crate) const SERIAL_GSI: u32 = 4;
 pub(crate) const SCI_GSI: u32 = 9;
 
-/// The interrupt lines left for devices: not the timer, the cascade, COM1 and COM2, the clock, ACPI or the
-/// coprocessor.
-const FREE_GSIS: [u32; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+/// Level-triggered interrupt lines, shared by the pins of PCI functions.
+pub(crate) const PCI_GSIS: [u32; 4] = [16, 17, 18, 19];
+
+/// The interrupt lines left for virtio-mmio devices: not the timer, the cascade, COM1 and COM2, the clock, ACPI, the
+/// coprocessor or PCI's.
+const FREE_GSIS: [u32; 12] = [5, 6, 7, 10, 11, 12, 14, 15, 20, 21, 22, 23];
 
 /// The ranges `(start, length)` of a memory of `size` bytes.
 pub(crate) fn memory_ranges(size: u64) -> Vec<(u64, u64)> {
@@ -60,6 +69,8 @@ pub(crate) fn memory_map(size: u64) -> Vec<(u64, u64, MemoryKind)> {
         (0, LOW_MEMORY_END, MemoryKind::Ram),
         (LOW_MEMORY_END, MIB - LOW_MEMORY_END, MemoryKind::Reserved),
     ];
+    // A kernel uses ECAM only where nothing else can be.
+    map.push((PCI_ECAM, iovirt::frontends::pci::ECAM_LEN, MemoryKind::Reserved));
     for (start, len) in memory_ranges(size) {
         let above = start.max(MIB);
         map.push((above, start + len - above, MemoryKind::Ram));
@@ -110,7 +121,9 @@ mod tests {
         let ram =
             |size| -> u64 { memory_map(size).iter().filter(|e| e.2 == MemoryKind::Ram).map(|e| e.1).sum() };
         assert_eq!(ram(5 * gib), 5 * gib - (MIB - LOW_MEMORY_END));
-        assert!(memory_map(5 * gib).windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+        let mut map = memory_map(5 * gib);
+        map.sort_unstable_by_key(|entry| entry.0);
+        assert!(map.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
     }
 
     #[test]
@@ -120,6 +133,7 @@ mod tests {
         let gsis: std::collections::BTreeSet<u32> = slots.taken().iter().map(|slot| slot.gsi).collect();
         assert_eq!(gsis.len(), slots.taken().len());
         assert!(gsis.iter().all(|gsi| *gsi < 24 && ![0, 2, SERIAL_GSI, 8, SCI_GSI, 13].contains(gsi)));
+        assert!(PCI_GSIS.iter().all(|gsi| !gsis.contains(gsi)));
         assert!(slots.take().is_err());
     }
 }

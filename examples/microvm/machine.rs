@@ -16,8 +16,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use iovirt::frontends::pci::PciBus;
 use kvm_ioctls::Kvm;
 
+use crate::acpi::Hardware;
 use crate::boot::{self, BootSource};
 use crate::bus::Bus;
 use crate::control::{Control, Stop};
@@ -25,6 +27,7 @@ use crate::entry::Entry;
 use crate::error::MachineError;
 use crate::exits::{EXIT_KINDS, ExitReport, VcpuReport};
 use crate::layout::{SERIAL_GSI, Slots};
+use crate::pci;
 use crate::power::{EXIT_PORT, ExitPort, I8042, I8042_PORT, PM_BASE, PM_LEN, PowerManagement};
 use crate::probe;
 use crate::rtc::{RTC_PORT, Rtc};
@@ -45,6 +48,8 @@ pub(crate) struct Machine {
     pub(crate) mmio: Bus,
     pub(crate) slots: Slots,
     pub(crate) control: Arc<Control>,
+    /// Made with the first device on it: a guest without one does not look for a bus.
+    pci: Option<Arc<PciBus>>,
     serial: Arc<SerialPort>,
     signals: EndingSignals,
     vcpus: u32,
@@ -89,13 +94,26 @@ impl Machine {
         ports.insert(u64::from(EXIT_PORT), 1, "exit", Arc::new(ExitPort(Arc::clone(&control))))?;
         let power = PowerManagement::new(Arc::clone(&control));
         ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::new(power))?;
-        Ok(Self { vm, ports, mmio: Bus::default(), slots: Slots::default(), control, serial, signals, vcpus })
+        let (mmio, slots) = (Bus::default(), Slots::default());
+        Ok(Self { vm, ports, mmio, slots, control, pci: None, serial, signals, vcpus })
+    }
+
+    /// The PCI bus.
+    pub(crate) fn pci(&mut self) -> Result<Arc<PciBus>, MachineError> {
+        if let Some(bus) = &self.pci {
+            return Ok(bus.clone());
+        }
+        let bus = pci::bus(&self.vm, &mut self.ports, &mut self.mmio)?;
+        self.pci = Some(bus.clone());
+        Ok(bus)
     }
 
     /// Boots and runs until the guest, the user or a signal ends it.
     pub(crate) fn run(self, source: &BootSource) -> Result<Outcome, MachineError> {
         let memory = self.vm.memory();
-        let entry = boot::load(memory, self.vm.memory_size(), source, self.vcpus as u8, self.slots.taken())?;
+        let hardware =
+            Hardware { vcpus: self.vcpus as u8, slots: self.slots.taken(), pci: self.pci.is_some() };
+        let entry = boot::load(memory, self.vm.memory_size(), source, &hardware)?;
 
         let terminal = RawTerminal::enter().map_err(MachineError::host("switch the terminal to raw mode"))?;
         let serial = Arc::clone(&self.serial);

@@ -23,6 +23,7 @@ mod exits;
 mod in_process;
 mod layout;
 mod machine;
+mod pci;
 mod power;
 mod probe;
 mod report;
@@ -42,7 +43,7 @@ use iovirt::describe::{Description, parse_size};
 use iovirt::registry::Registry;
 
 use crate::boot::BootSource;
-use crate::devices::{AttachDeviceError, Device};
+use crate::devices::{AttachDeviceError, Device, Place};
 use crate::error::MachineError;
 use crate::machine::Machine;
 use crate::report::Report;
@@ -71,6 +72,9 @@ struct Options {
     /// A device: its pipeline from the guest to the hardware; repeatable
     #[arg(long = "device", value_name = "PIPELINE")]
     devices: Vec<String>,
+    /// A device on the PCI bus; repeatable
+    #[arg(long = "pci-device", value_name = "PIPELINE")]
+    pci_devices: Vec<String>,
     /// Something to do while the guest runs, such as '6s resize 0 128M'; repeatable
     #[arg(long = "at", value_name = "TIME ACTION")]
     appointments: Vec<Appointment>,
@@ -131,10 +135,13 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<Report, Failure> {
     let registry = Registry::standard();
-    let parse = |text: &String| {
-        registry.parse(text).map_err(|error| Failure::Description { text: text.clone(), error })
+    let parse = |(place, text): (Place, &String)| match registry.parse(text) {
+        Ok(description) => Ok((place, description)),
+        Err(error) => Err(Failure::Description { text: text.clone(), error }),
     };
-    let descriptions = options.devices.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let mmio = options.devices.iter().map(|text| (Place::Mmio, text));
+    let pci = options.pci_devices.iter().map(|text| (Place::Pci, text));
+    let descriptions = mmio.chain(pci).map(parse).collect::<Result<Vec<_>, _>>()?;
     let Some(kernel) = &options.kernel else {
         return run_in_process(&registry, descriptions, "no --kernel was given");
     };
@@ -152,12 +159,12 @@ fn run(options: &Options) -> Result<Report, Failure> {
 
 fn run_guest(
     registry: &Registry,
-    descriptions: Vec<Description>,
+    descriptions: Vec<(Place, Description)>,
     mut machine: Machine,
     options: &Options,
     kernel: PathBuf,
 ) -> Result<Report, Failure> {
-    let attach = |description| Device::attach(registry, description, &mut machine);
+    let attach = |(place, description)| Device::attach(registry, description, place, &mut machine);
     let devices = Arc::new(descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?);
     schedule::keep(options.appointments.clone(), devices.clone(), machine.control.clone());
     let source = BootSource { kernel, initrd: options.initrd.clone(), command_line: options.cmdline.clone() };
@@ -175,19 +182,19 @@ fn run_guest(
 
 fn run_in_process(
     registry: &Registry,
-    mut descriptions: Vec<Description>,
+    mut descriptions: Vec<(Place, Description)>,
     reason: &str,
 ) -> Result<Report, Failure> {
     eprintln!("microvm: {reason}: the in-process driver takes the guest's place, on a temporary image");
     if descriptions.is_empty() {
         let text = in_process::DEFAULT_PIPELINE.to_owned();
         let default = registry.parse(&text).map_err(|error| Failure::Description { text, error })?;
-        descriptions.push(default);
+        descriptions.push((Place::Mmio, default));
     }
     let mut devices = Vec::new();
     let mut ends = Vec::new();
     let mut seconds = 0.0;
-    for description in &descriptions {
+    for (_, description) in &descriptions {
         let run = in_process::run(registry, description)
             .map_err(|error| Failure::InProcess { pipeline: description.to_string(), error })?;
         seconds += run.ran.as_secs_f64();

@@ -1,9 +1,11 @@
 //! The virtual machine as KVM sees it: memory, interrupt controllers, timer, and events instead of exits.
 
 use std::io;
+use std::sync::Arc;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use iovirt::core::irq::{InterruptLine, MsiMessage, MsiSink};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_msi, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -21,12 +23,13 @@ const LARGEST_MEMORY: u64 = 512 << 30;
 /// Local APIC ids have eight bits, one value of which means all, and one more stays free.
 const MOST_VCPUS: u32 = 254;
 
-const NEEDED: [(Cap, &str); 7] = [
+const NEEDED: [(Cap, &str); 8] = [
     (Cap::Irqchip, "interrupt controllers in the kernel"),
     (Cap::Pit2, "the timer in the kernel"),
     (Cap::UserMemory, "guest memory from user space"),
     (Cap::Irqfd, "irqfd"),
     (Cap::Ioeventfd, "ioeventfd"),
+    (Cap::SignalMsi, "message-signalled interrupts"),
     (Cap::ImmediateExit, "the immediate exit"),
     (Cap::SetTssAddr, "the address of the task state segment"),
 ];
@@ -34,6 +37,11 @@ const NEEDED: [(Cap, &str); 7] = [
 /// A virtual machine with memory and interrupt controllers, without processors.
 pub(crate) struct Vm {
     kvm: Kvm,
+    shared: Arc<Shared>,
+}
+
+/// What devices hold of the machine: a way to interrupt it, and to move its doorbells.
+struct Shared {
     /// Declared before `memory`, so that KVM lets go of the memory before it is unmapped.
     fd: VmFd,
     memory: GuestMemoryMmap,
@@ -63,11 +71,11 @@ impl Vm {
                 userspace_addr: host as u64,
             };
             // SAFETY: the range is the mapping of one region, which `memory` keeps mapped for as long as `fd` lives
-            // because both are fields of the same value and `fd` is dropped first. Regions don't overlap.
+            // because both become fields of the same value and `fd` is dropped first. Regions don't overlap.
             unsafe { fd.set_user_memory_region(region) }
                 .map_err(MachineError::kvm("give the guest its memory"))?;
         }
-        Ok(Self { kvm, fd, memory })
+        Ok(Self { kvm, shared: Arc::new(Shared { fd, memory }) })
     }
 
     pub(crate) fn kvm(&self) -> &Kvm {
@@ -75,17 +83,17 @@ impl Vm {
     }
 
     pub(crate) fn fd(&self) -> &VmFd {
-        &self.fd
+        &self.shared.fd
     }
 
     /// The guest's memory; clones share it.
     pub(crate) fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
+        &self.shared.memory
     }
 
     /// The number of bytes of memory.
     pub(crate) fn memory_size(&self) -> u64 {
-        self.memory.iter().map(GuestMemoryRegion::len).sum()
+        self.shared.memory.iter().map(GuestMemoryRegion::len).sum()
     }
 
     /// How many processors this machine can have.
@@ -95,7 +103,7 @@ impl Vm {
 
     /// A write to `event` raises the edge-triggered line `gsi`.
     pub(crate) fn irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), MachineError> {
-        self.fd.register_irqfd(event, gsi).map_err(MachineError::kvm("connect an interrupt line"))
+        self.shared.fd.register_irqfd(event, gsi).map_err(MachineError::kvm("connect an interrupt line"))
     }
 
     /// A new event that raises the edge-triggered line `gsi`.
@@ -119,14 +127,84 @@ impl Vm {
         address: u64,
         value: u32,
     ) -> Result<(), MachineError> {
-        self.fd
+        self.shared
+            .fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(MachineError::kvm("connect a doorbell"))
     }
 
     /// KVM's own counters for the machine.
     pub(crate) fn stats(&self) -> Option<StatsFd> {
-        StatsFd::open(&self.fd)
+        StatsFd::open(&self.shared.fd)
+    }
+
+    /// Sends messages to the guest's interrupt controllers.
+    pub(crate) fn messages(&self) -> Arc<dyn MsiSink> {
+        Arc::new(Messages(self.shared.clone()))
+    }
+
+    /// A level-triggered line.
+    pub(crate) fn level_line(&self, gsi: u32) -> Arc<dyn InterruptLine> {
+        Arc::new(LevelLine { vm: self.shared.clone(), gsi })
+    }
+
+    /// Registers doorbells where they are now, and takes them back where they were.
+    pub(crate) fn doorbells(&self) -> Doorbells {
+        Doorbells(self.shared.clone())
+    }
+}
+
+struct Messages(Arc<Shared>);
+
+impl MsiSink for Messages {
+    fn signal(&self, message: MsiMessage) {
+        let msi = kvm_msi {
+            address_lo: message.address as u32,
+            address_hi: (message.address >> 32) as u32,
+            data: message.data,
+            ..Default::default()
+        };
+        // It is refused where the guest wrote an address that no interrupt controller has: then nobody hears it, as on a
+        // real bus.
+        let _ = self.0.fd.signal_msi(msi);
+    }
+}
+
+struct LevelLine {
+    vm: Arc<Shared>,
+    gsi: u32,
+}
+
+impl std::fmt::Debug for LevelLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LevelLine({})", self.gsi)
+    }
+}
+
+impl InterruptLine for LevelLine {
+    // The only refusal is for a line that does not exist.
+    fn assert(&self) {
+        let _ = self.vm.fd.set_irq_line(self.gsi, true);
+    }
+
+    fn deassert(&self) {
+        let _ = self.vm.fd.set_irq_line(self.gsi, false);
+    }
+}
+
+/// Doorbells for writes of any value and any width.
+pub(crate) struct Doorbells(Arc<Shared>);
+
+impl Doorbells {
+    /// A write at `address` becomes an event. Where KVM refuses, as it does where another doorbell is there, the write comes to
+    /// this process, which rings by hand.
+    pub(crate) fn connect(&self, event: &EventFd, address: u64) {
+        let _ = self.0.fd.register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch);
+    }
+
+    /// No longer.
+    pub(crate) fn disconnect(&self, event: &EventFd, address: u64) {
+        let _ = self.0.fd.unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch);
     }
 }
 

@@ -8,6 +8,9 @@ pub mod describe;
 pub mod device;
 pub mod input;
 pub mod mmio_registers;
+pub mod msix;
+pub mod pci_config;
+pub mod pci_registers;
 pub mod ring_walker;
 pub mod saved_state;
 
@@ -15,10 +18,13 @@ pub mod saved_state;
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 8] = [
     ("ring_walker", ring_walker::run, ring_walker::seeds),
     ("blk_request", blk_request::run, blk_request::seeds),
     ("mmio_registers", mmio_registers::run, mmio_registers::seeds),
+    ("msix", msix::run, msix::seeds),
+    ("pci_config", pci_config::run, pci_config::seeds),
+    ("pci_registers", pci_registers::run, pci_registers::seeds),
     ("describe", describe::run, describe::seeds),
     ("saved_state", saved_state::run, saved_state::seeds),
 ];

@@ -46,6 +46,7 @@ pub fn run(data: &[u8]) {
         driver.wait_for(&drained);
         driver.frontend().save().expect("a device at rest can be saved");
     }
+    let _ = driver.frontend().resume();
     let setup = QueueSetup::good(&driver.layout(), 16);
     driver.start(feature::ALL, &setup).expect("the device starts after a reset");
     let answer = driver.exchange(&read(), &Split::whole()).expect("an honest request is served");

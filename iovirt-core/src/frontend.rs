@@ -56,7 +56,9 @@ pub trait Frontend: Send + Sync + fmt::Debug {
     /// register write.
     fn doorbells(&self) -> Vec<DoorbellSpec>;
 
-    /// Comes to rest: no request in flight, metadata durable. Before a save, a swap or the end of the process.
+    /// Comes to rest: no request in flight, metadata durable. Before a save, a swap or the end of the process. The device
+    /// stays at rest until [`Frontend::resume`] or [`Frontend::reset`], whatever its driver does: queues that the driver resets and
+    /// sets up anew meanwhile begin at rest.
     fn drain(&self) -> Ticket;
 
     /// The way back from [`Frontend::drain`], also when it has not finished. Rings are scanned again, as a guest does not

@@ -59,6 +59,15 @@ impl fmt::Debug for EventFdInterrupt {
     }
 }
 
+/// A level-triggered interrupt line: `KVM_IRQ_LINE`, say. Called from worker threads and from vCPU threads; does not block.
+pub trait InterruptLine: Send + Sync + fmt::Debug {
+    /// Raises the line, until it is let go.
+    fn assert(&self);
+
+    /// Lets go of the line.
+    fn deassert(&self);
+}
+
 /// A message-signalled interrupt: a write of `data` to `address` (PCI Local Bus 3.0, section 6.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsiMessage {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 pub(crate) mod netns;
+pub(crate) mod pci;
 pub(crate) mod raw;
 
 use iovirt_core::dma::DmaSpace;

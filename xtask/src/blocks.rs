@@ -61,6 +61,7 @@ struct Block {
 
 const MATRIX: &str = "tests/conformance.rs";
 const LIFECYCLE: &str = "tests/lifecycle.rs";
+const DEVICES: &str = "tests/device_lifecycle.rs";
 const SCHED_BENCH: &str = "benches/sched.rs";
 const IN_PROCESS: &str = "tests/in_process.rs";
 const NET: &str = "tests/net_in_process.rs";
@@ -80,7 +81,7 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-frontends/src/virtio/blk/mod.rs",
         proofs: [
             Needless,
-            Open,
+            In(DEVICES, "fn a_disk_above_every_stage_and_back_end"),
             In("tests/hostile.rs", "hostile::run"),
             In("fuzz/src/blk_request.rs", "pub fn run"),
             In("docs/blocks/virtio-blk.md", "```pipeline"),
@@ -97,7 +98,7 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-frontends/src/virtio/transport/mmio/mod.rs",
         proofs: [
             Needless,
-            Open,
+            In(DEVICES, "fn mmio"),
             In("tests/hostile.rs", "hostile::run"),
             In("fuzz/src/mmio_registers.rs", "pub fn run"),
             In("docs/virtio-mmio.md", "```rust"),
@@ -196,14 +197,14 @@ const BLOCKS: &[Block] = &[
     Block {
         name: "swappable",
         kind: "interposer",
-        source: "iovirt-core/src/pipeline/swap.rs",
+        source: "iovirt-core/src/pipeline/swap/mod.rs",
         proofs: [
             In(MATRIX, "\"swappable\""),
             In(LIFECYCLE, "fn interposers()"),
             Needless,
             Needless,
             In("docs/blocks/swappable.md", "```pipeline"),
-            Open,
+            In(TAP, "fn a_tap_is_exchanged_for_another_under_the_card"),
             Open,
             Needless,
             In("tests/swap.rs", "fn exchanged_again_and_again_under_load"),
@@ -267,7 +268,7 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-backends/src/block/nbd/mod.rs",
         proofs: [
             In(NBD_PEERS, "conformance::run"),
-            Open,
+            In("tests/lifecycle_nbd.rs", "fn over_real_servers"),
             In("iovirt-backends/src/block/nbd/tests/lies.rs", "fn lies_in_replies_lose_the_connection"),
             Open,
             In("docs/blocks/nbd.md", "```pipeline"),
@@ -301,12 +302,12 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-frontends/src/virtio/net/mod.rs",
         proofs: [
             Needless,
-            Open,
+            In(DEVICES, "fn a_card_above_every_stage"),
             In("tests/net_hostile.rs", "hostile::run"),
             Open,
             In("docs/blocks/virtio-net.md", "```pipeline"),
             In(NET, "virtio_drivers::device::net"),
-            In(NET_BENCH, "VirtioNet::new"),
+            In(NET_BENCH, "Card::new"),
             In("iovirt-frontends/src/virtio/net/counters.rs", "pub struct NetSnapshot"),
             Open,
             In(NET, "fn saved_in_one_card_and_restored_in_another"),
@@ -318,7 +319,7 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-backends/src/interposers/filter/mod.rs",
         proofs: [
             In("iovirt-backends/src/interposers/filter/tests.rs", "net::judge"),
-            Open,
+            In(DEVICES, "fn stacks"),
             Needless,
             Needless,
             In("docs/blocks/filter.md", "```pipeline"),
@@ -335,12 +336,12 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-backends/src/net/loopback/mod.rs",
         proofs: [
             In("iovirt-backends/src/net/loopback/tests.rs", "net::run"),
-            Open,
+            In(DEVICES, "fn a_card_above_every_stage"),
             Needless,
             Needless,
             In("docs/blocks/loopback.md", "```pipeline"),
             Needless,
-            In(NET_BENCH, "LoopbackBackend::new"),
+            In(NET_BENCH, "loopback()"),
             In("iovirt-backends/src/net/loopback/control.rs", "pub struct LoopbackSnapshot"),
             Open,
             Needless,

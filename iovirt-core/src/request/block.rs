@@ -226,7 +226,6 @@ impl Request for BlockRequest {
     type Caps = BlockCaps;
     const KINDS: &'static [&'static str] = &["read", "write", "flush", "discard", "write-zeroes"];
     const FAMILY: &'static str = "block";
-    const KEEPS_ORDER: bool = false;
 
     #[inline]
     fn tag(&self) -> Tag {
@@ -245,11 +244,6 @@ impl Request for BlockRequest {
             BlockOp::Flush | BlockOp::Discard | BlockOp::WriteZeroes => 0,
         };
         Cost { ops: 1, bytes }
-    }
-
-    #[inline]
-    fn is_token(&self) -> bool {
-        false
     }
 
     #[inline]

@@ -11,10 +11,11 @@
 //! | [`workload`], [`oracle`], [`stamp`] | [`Workload`]: seeded load that knows what may be found, now and after a cut |
 //! | [`alloc`] | [`CountingAllocator`] |
 //! | [`skip`] | [`skipped`]: a test that lacks something of the host says so, or fails where nothing may be skipped |
-//! | [`lifecycle`] | drain, reset, save and restore, stall, resize and swap in the middle of load, in deterministic simulation |
+//! | [`lifecycle`] | drain, reset, save and restore, stall, resize and swap in the middle of load, in deterministic simulation: of stacks, and of whole devices |
 //! | [`conformance`] | the suite that every back-end and every stage runs |
 //! | [`net`] | the same for networks: a suite, a driver, and a wire to run it over |
 //! | [`hostile`] | the suite that every device runs: what a guest can do to it |
+//! | [`mmio_over_pci`] | drives a virtio-pci function as if it were virtio-mmio |
 //!
 //! Everything that is random comes from a seed. A failure prints it; `IOVIRT_SEED` runs it again, and
 //! `IOVIRT_ROUNDS` makes a test longer or shorter.
@@ -28,6 +29,7 @@ pub mod hostile;
 pub mod io;
 pub mod lifecycle;
 pub mod manual;
+pub mod mmio_over_pci;
 pub mod net;
 pub mod oracle;
 pub mod plane;

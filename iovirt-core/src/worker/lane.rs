@@ -49,6 +49,17 @@ impl LaneWaker {
         }
     }
 
+    /// Gives the lane a turn, from within a turn of a lane of the same worker: it looks at all lanes before it sleeps. False,
+    /// and nothing is done, where the worker is another one.
+    #[inline]
+    pub(super) fn wake_beside(&self, other: &Self) -> bool {
+        let same = Arc::ptr_eq(&self.shared.inbox, &other.shared.inbox);
+        if same {
+            self.shared.pending.store(true, Ordering::SeqCst);
+        }
+        same
+    }
+
     /// Takes the wake-up, if there is one.
     #[inline]
     pub(super) fn take(&self) -> bool {

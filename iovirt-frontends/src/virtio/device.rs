@@ -147,7 +147,8 @@ pub trait QueueWork {
     /// Requests that have not come home: a reset waits for them. Not each has a chain; a network card's tokens have none.
     fn in_flight(&self) -> usize;
 
-    /// The heads of the chains taken and not returned.
+    /// The heads of the chains taken and not returned, in the order in which they are to be served again where the device keeps
+    /// an order.
     fn heads_in_flight(&self) -> Vec<u16>;
 }
 

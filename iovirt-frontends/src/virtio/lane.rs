@@ -377,7 +377,11 @@ impl QueueLane {
     }
 
     fn work(&mut self, cx: &mut WorkerContext<'_>) -> Result<Turn, QueueError> {
-        let Some(ring) = &mut self.ring else { return Ok(Turn::Idle) };
+        let Some(ring) = &mut self.ring else {
+            // No driver uses the queue; what is below has its turns all the same, for a stack may be exchanged under it.
+            self.work.settle(cx, None)?;
+            return Ok(Turn::Idle);
+        };
         match self.phase {
             Phase::Running => {
                 if ring.refresh()? {

@@ -1,7 +1,7 @@
 //! Virtio devices (VIRTIO 1.2): the devices, their rings and their transports.
 //!
 //! ```text
-//!   transport/mmio   registers, doorbell, interrupt        any thread
+//!   transport/{mmio,pci}   registers, doorbell, interrupt  any thread
 //!        │  VirtioDevice: features, configuration space
 //!   blk, net   ─── commands ──► lane ── QueueWork           one worker each
 //!                               │        │
@@ -31,6 +31,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
     /// The device complies with version 1 of the specification.
     pub const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+    /// A queue can be reset alone.
+    pub const RING_RESET: u64 = 1 << virtio_config::VIRTIO_F_RING_RESET;
     /// The device's addresses go through an IOMMU.
     pub const ACCESS_PLATFORM: u64 = 1 << virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 }

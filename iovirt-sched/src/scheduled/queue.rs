@@ -12,9 +12,9 @@ pub struct ScheduledQueue<R: Request, Q> {
     seat: Seat,
     /// Requests that wait for their turn.
     waiting: SlotTable<R>,
-    /// Tokens that are below: they are no work, and so wait for no turn.
-    tokens: SlotTable<()>,
     out: Out,
+    /// Tokens that are below: they take no turn, for they wait for what comes, and would hold their places for ever.
+    tokens: SlotTable<()>,
     granted: Vec<Tag>,
     ready: Vec<Completion<R>>,
     draining: bool,
@@ -68,8 +68,8 @@ impl<R: Request, Q: Queue<R>> ScheduledQueue<R, Q> {
             below,
             seat,
             waiting: SlotTable::new(depth),
-            tokens: SlotTable::new(depth),
             out: Out { costs: SlotTable::new(depth), written_off: 0 },
+            tokens: SlotTable::new(depth),
             granted: Vec::with_capacity(depth.get()),
             ready: Vec::new(),
             draining: false,
@@ -97,14 +97,14 @@ impl<R: Request, Q: Queue<R>> ScheduledQueue<R, Q> {
 
 impl<R: Request, Q: Queue<R>> Queue<R> for ScheduledQueue<R, Q> {
     fn submit(&mut self, cx: &mut WorkerContext<'_>, request: R) {
+        if request.is_token() {
+            self.tokens.insert(request.tag(), ());
+            self.below.submit(cx, request);
+            return;
+        }
         let (tag, cost) = (request.tag(), request.cost());
         if self.out.replace(tag) {
             self.seat.news.lost += 1;
-        }
-        self.tokens.take(tag);
-        if request.is_token() {
-            self.tokens.insert(tag, ());
-            return self.below.submit(cx, request);
         }
         match self.waiting.insert(tag, request) {
             None => self.seat.news.asks.push((tag, cost)),
@@ -129,13 +129,15 @@ impl<R: Request, Q: Queue<R>> Queue<R> for ScheduledQueue<R, Q> {
         self.below.poll(cx, done);
         for completion in done.since(mark) {
             let tag = completion.request.tag();
-            if self.tokens.take(tag).is_none() {
+            if completion.request.is_token() {
+                self.tokens.take(tag);
+            } else {
                 self.seat.news.completed.extend(self.out.end(tag));
             }
         }
         if self.out.count() > 0 {
-            let work = self.below.in_flight().saturating_sub(self.tokens.len());
-            self.seat.news.lost += self.out.write_off(work) as u64;
+            let below = self.below.in_flight().saturating_sub(self.tokens.len());
+            self.seat.news.lost += self.out.write_off(below) as u64;
         }
         if self.seat.has_business(cx.now()) && self.exchange(cx) {
             self.below.kick(cx);

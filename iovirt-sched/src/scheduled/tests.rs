@@ -1,7 +1,9 @@
 use super::*;
 use crate::{CostModel, Fifo, Sfq, SfqConfig};
+use iovirt_core::dma::{SgLimits, SgPool};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::{BlockCaps, BlockOutput, BlockRequest};
+use iovirt_core::request::net::{NetCaps, NetOutput, NetRequest};
 use iovirt_core::scheduler::{FlowId, Grant, IoScheduler, Weight};
 use iovirt_core::test_utils::conformance::{self, Profile};
 use iovirt_core::test_utils::lifecycle::{self, Case, Run};
@@ -11,7 +13,7 @@ use iovirt_core::test_utils::{
     Workload, WorkloadConfig, rounds_or, seed_or,
 };
 use iovirt_core::worker::UringPolicy;
-use iovirt_core::{Backend, Clock, Cost, Mode, Time, WorkerConfig};
+use iovirt_core::{Backend, Clock, Completions, Cost, Depth, Mode, Queue, Tag, Time, Worker, WorkerConfig};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
@@ -477,4 +479,37 @@ fn a_planted_race_is_found_within_a_thousand_seeds() {
     let found = found.expect("the race went unnoticed");
     println!("{found}");
     assert_eq!(live(&racy, found.seed), Err(found), "the seed brings it back");
+}
+
+#[test]
+fn tokens_of_a_network_hold_no_places() {
+    let (manual, handle) = ManualBackend::<NetRequest>::new(NetCaps::new(1500, 1));
+    let stage = Scheduled::new(&group(2), weight(100));
+    let stack = BoxBackend::new(Pipeline::top().stage(stage).backend(manual).unwrap());
+    let mut worker = Worker::new(WorkerConfig::default()).unwrap();
+    let of = Depth::new(16).unwrap();
+    let (mut pool, mut done) = (SgPool::new(16, SgLimits::default()), Completions::with_depth(of));
+    let mut queue = worker.with_context(|cx| stack.open(cx, of)).unwrap();
+    for tag in 0..8 {
+        let token = NetRequest::receive(Tag::new(tag), 0, pool.take());
+        worker.with_context(|cx| queue.submit(cx, token));
+    }
+    for tag in 8..13 {
+        let frame = NetRequest::transmit(Tag::new(tag), 0, pool.take());
+        worker.with_context(|cx| queue.submit(cx, frame));
+    }
+    let mut counts = Vec::new();
+    for _ in 0..5 {
+        worker.with_context(|cx| {
+            queue.kick(cx);
+            queue.poll(cx, &mut done);
+            queue.poll(cx, &mut done);
+        });
+        let waiting = handle.in_flight();
+        let (frames, tokens): (Vec<_>, Vec<_>) =
+            waiting.iter().partition(|request| request.name == "transmit");
+        counts.push((tokens.len(), frames.len(), queue.in_flight()));
+        handle.complete(frames[0].id, NetOutput::Done);
+    }
+    assert_eq!(counts, [(8, 2, 13), (8, 2, 12), (8, 2, 11), (8, 2, 10), (8, 1, 9)]);
 }

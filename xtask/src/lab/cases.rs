@@ -3,6 +3,8 @@
 
 mod discard;
 mod exit_code;
+mod pci;
+mod pci_pin;
 mod readonly;
 mod resize;
 mod rootfs;
@@ -16,8 +18,16 @@ use crate::lab::filesystem::{self, noise};
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 6] =
-    [&exit_code::CASE, &rootfs::CASE, &discard::CASE, &readonly::CASE, &resize::CASE, &smp::CASE];
+pub(crate) const ALL: [&Case; 8] = [
+    &exit_code::CASE,
+    &rootfs::CASE,
+    &discard::CASE,
+    &readonly::CASE,
+    &resize::CASE,
+    &smp::CASE,
+    &pci::CASE,
+    &pci_pin::CASE,
+];
 
 /// A case. Files are named relative to the case's own folder.
 #[derive(Debug)]
@@ -32,6 +42,10 @@ pub(crate) struct Case {
     pub root: Option<&'static str>,
     /// Our devices, as pipelines.
     pub devices: &'static [&'static str],
+    /// Those of them that are on the PCI bus.
+    pub pci_devices: &'static [&'static str],
+    /// Further words for the guest kernel's command line.
+    pub words: &'static str,
     /// Further options of our VMM.
     pub options: &'static [&'static str],
     /// The same devices in QEMU's words, for runs against QEMU's own.
@@ -55,6 +69,8 @@ pub(crate) const BLANK: Case = Case {
     processors: 1,
     root: None,
     devices: &[],
+    pci_devices: &[],
+    words: "",
     options: &[],
     reference: &[],
     command: None,
@@ -68,7 +84,8 @@ impl Case {
     /// The guest kernel's command line. Our VMM adds what its own devices need.
     pub(crate) fn words(&self) -> String {
         let root = self.root.map(|root| format!(" root={root}")).unwrap_or_default();
-        format!("console=ttyS0 quiet panic=-1 lab.case={}{root}", self.name)
+        let words = self.words;
+        format!("console=ttyS0 quiet panic=-1 lab.case={}{root}{words}", self.name)
     }
 }
 

@@ -16,7 +16,7 @@ const GUEST_MAIN: &[u8] = include_bytes!("../../lab/guest/main.sh");
 /// What the host needs: KVM for both makers' processors would be loaded by hand; the machine we ask QEMU for is AMD's.
 const HOST_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "kvm-amd", "ext4"];
 /// What the guest needs for our devices.
-const GUEST_MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "ext4"];
+const GUEST_MODULES: [&str; 4] = ["virtio_mmio", "virtio_pci", "virtio_blk", "ext4"];
 
 /// Folders that every system starts with.
 const FOLDERS: [&str; 8] = ["bin", "sbin", "dev", "proc", "sys", "tmp", "run", "cases"];

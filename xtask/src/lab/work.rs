@@ -101,6 +101,9 @@ fn run_script(case: &Case) -> String {
     for device in case.devices {
         words.extend(["--device".to_owned(), (*device).to_owned()]);
     }
+    for device in case.pci_devices {
+        words.extend(["--pci-device".to_owned(), (*device).to_owned()]);
+    }
     words.extend(case.options.iter().map(|word| (*word).to_owned()));
     format!("exec /lab/bin/microvm {}\n", quoted(&words))
 }

@@ -97,7 +97,7 @@ impl<R: Request> Hook<R> for DelayHook {
             let more = self.chance.below(jitter.saturating_add(1));
             cx.now() + config.time + std::time::Duration::from_nanos(more)
         });
-        if R::KEEPS_ORDER {
+        if R::IN_ORDER {
             deadline = self.behind_others(request.kind(), deadline);
         }
         match deadline {

@@ -1,8 +1,8 @@
 use super::*;
 use crate::interposers::stats::{Stats, StatsConfig, StatsControl};
 use crate::net::rig::{frame, rig};
-use iovirt_core::pipeline::{BoxBackend, BoxQueue, Pipeline};
-use iovirt_core::request::net::{NetError, NetOp, NetOutput, NetRequest, Offload};
+use iovirt_core::pipeline::{BoxBackend, BoxQueue, Pipeline, SwapControl, SwapLayer};
+use iovirt_core::request::net::{NetCaps, NetError, NetOp, NetOutput, NetRequest, Offload};
 use iovirt_core::test_utils::conformance::Profile;
 use iovirt_core::test_utils::net;
 use iovirt_core::worker::{Lane, Turn};
@@ -176,4 +176,39 @@ fn stats_count_frames_each_way() {
 fn it_passes_the_suite_for_networks() {
     let factory = || loopback().0;
     net::run(&factory, &Profile::new("loopback")).assert_passed();
+}
+
+#[test]
+fn tokens_wait_through_an_exchange_unless_their_client_drains() {
+    let place = SwapLayer::new(NetCaps::may_replace);
+    let stack = BoxBackend::new(Pipeline::top().stage(place).backend(loopback().0).unwrap());
+    let control: Arc<SwapControl<NetRequest>> = stack.list_stages().control("swappable").unwrap();
+    let (mut receiver, mut idle) = (rig(&stack, 0), rig(&stack, 1));
+    assert_eq!((receiver.poll(), idle.poll()), (vec![], vec![]));
+    receiver.post(3);
+    for _ in 0..2 {
+        // The other queue takes no turn, so the exchange gets stuck half way.
+        let ticket = control.swap(loopback().0).unwrap();
+        assert_eq!((receiver.poll(), receiver.in_flight(), receiver.mode()), (vec![], 3, Mode::Running));
+        control.cancel();
+        assert_eq!((receiver.poll(), receiver.in_flight()), (vec![], 3));
+        assert!(ticket.is_done());
+    }
+    receiver.send([frame(1, 60).as_slice()]);
+    assert_eq!(receiver.poll().len(), 2, "what was sent, and a token with it");
+    let ticket = control.swap(loopback().0).unwrap();
+    assert_eq!(receiver.poll(), []);
+    receiver.post(1);
+    receiver.drain();
+    let aborted = (NetOp::Receive, NetOutput::Failed(NetError::Aborted), vec![]);
+    assert_eq!(receiver.poll(), vec![aborted; 3]);
+    assert_eq!((receiver.in_flight(), receiver.mode()), (0, Mode::Draining));
+    while !ticket.is_done() {
+        assert_eq!((receiver.poll(), idle.poll()), (vec![], vec![]));
+    }
+    assert_eq!((receiver.poll(), receiver.mode()), (vec![], Mode::Quiesced));
+    receiver.resume();
+    receiver.post(1);
+    receiver.send([frame(2, 60).as_slice()]);
+    assert_eq!(receiver.received(), [frame(2, 60)]);
 }

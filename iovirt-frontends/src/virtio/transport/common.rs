@@ -23,6 +23,23 @@ pub enum TransportError {
     /// The host has no descriptor left for a doorbell.
     #[error("a doorbell could not be made: {0}")]
     Doorbell(#[from] std::io::Error),
+    /// The device does not fit behind a PCI function: it has too many queues.
+    #[error(transparent)]
+    Pci(#[from] crate::pci::PciError),
+}
+
+/// What differs between transports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TransportKind {
+    Mmio,
+    Pci,
+}
+
+/// Whether a device may reach memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BusMaster {
+    Allowed,
+    Forbidden,
 }
 
 /// A device with its queues' lanes, without registers.
@@ -33,6 +50,8 @@ pub(super) struct Common {
     links: Vec<Arc<QueueLink>>,
     /// What the transport and the memory add to the device's features, and the driver must accept.
     required: u64,
+    /// What the transport adds and the driver may leave.
+    optional: u64,
     state: Mutex<CommonState>,
 }
 
@@ -45,12 +64,29 @@ struct CommonState {
     stopping: Vec<Option<Ticket>>,
     /// The status becomes zero when this is done.
     resetting: Option<Ticket>,
+    holds: Holds,
+}
+
+/// Why queues are at rest though the driver is ready. A reset by the driver does not lift these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Holds {
+    /// The embedder drained the device, or restored it, and has not resumed it.
+    embedder: bool,
+    /// The device must not reach memory (PCI Local Bus 3.0, section 6.2.2).
+    no_bus_master: bool,
+}
+
+impl Holds {
+    fn start(self) -> Start {
+        if self == Self::default() { Start::Running } else { Start::Paused }
+    }
 }
 
 impl CommonState {
-    fn fresh(device: &dyn VirtioDevice) -> Self {
+    fn fresh(device: &dyn VirtioDevice, holds: Holds) -> Self {
         let queues = fresh_queues(device);
-        Self { driver_features: 0, status: 0, stopping: vec![None; queues.len()], queues, resetting: None }
+        let stopping = vec![None; queues.len()];
+        Self { driver_features: 0, status: 0, stopping, queues, resetting: None, holds }
     }
 
     /// What is waited for where that queue was taken back and is not let go of yet.
@@ -98,6 +134,7 @@ impl Common {
         space: &DmaSpace,
         notify: Arc<dyn VirtioNotify>,
         workers: &[WorkerHandle],
+        kind: TransportKind,
     ) -> Result<Self, TransportError> {
         if workers.is_empty() {
             return Err(TransportError::NoWorker);
@@ -121,8 +158,13 @@ impl Common {
                 }
             }));
         }
-        let state = CommonState::fresh(&*device);
-        Ok(Self { device, shared, links, required, state: Mutex::new(state) })
+        let (optional, no_bus_master) = match kind {
+            TransportKind::Mmio => (0, false),
+            // A PCI function reaches no memory before the guest allows it.
+            TransportKind::Pci => (feature::RING_RESET, true),
+        };
+        let state = CommonState::fresh(&*device, Holds { embedder: false, no_bus_master });
+        Ok(Self { device, shared, links, required, optional, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, CommonState> {
@@ -138,7 +180,12 @@ impl Common {
         self.shared.mend();
         // Requests may have completed after the driver asked for the reset.
         self.shared.notify.reset();
-        *state = CommonState::fresh(&*self.device);
+        *state = CommonState::fresh(&*self.device, state.holds);
+    }
+
+    /// Whether a reset is under way: registers take nothing then.
+    pub(super) fn is_resetting(&self) -> bool {
+        self.state().resetting.is_some()
     }
 
     /// Ends a reset that nothing holds up any more: it is over when somebody looks.
@@ -148,7 +195,7 @@ impl Common {
 
     /// The features on offer.
     pub(super) fn features(&self) -> u64 {
-        self.device.features() | self.required
+        self.device.features() | self.required | self.optional
     }
 
     pub(super) fn driver_features(&self) -> u64 {
@@ -224,7 +271,12 @@ impl Common {
             queue.active = true;
             let at = QueueState { config: queue.config, next_avail: 0, next_used: 0 };
             let snapshot = QueueSnapshot { state: at, heads: Vec::new() };
-            link.tell(Command::Activate(Activation { snapshot, features, start: Start::Running }));
+            let start = state.holds.start();
+            if start == Start::Paused {
+                // At rest from now on, also before the lane has heard of it.
+                link.set_snapshot(Some(snapshot.clone()));
+            }
+            link.tell(Command::Activate(Activation { snapshot, features, start }));
         }
     }
 
@@ -304,6 +356,27 @@ impl Common {
         Access::Deferred(ticket)
     }
 
+    /// Whether a queue that the driver took back is still on its way out.
+    pub(super) fn is_stopping(&self, index: u32) -> bool {
+        self.state().stopping(index as usize).is_some()
+    }
+
+    /// The driver resets a queue: it is taken back, and its registers are as after a reset of the device (section
+    /// 2.6.1). Without the feature nothing happens.
+    pub(super) fn reset_queue(&self, index: u32) -> Access {
+        if self.driver_features() & feature::RING_RESET == 0 {
+            return Access::Done;
+        }
+        let access = self.disable_queue(index);
+        let mut state = self.state();
+        if let Some(queue) = state.queues.get_mut(index as usize)
+            && !queue.config.ready
+        {
+            queue.config = fresh_config(queue.config.max_size);
+        }
+        access
+    }
+
     /// Rings a doorbell by hand; nothing happens where there is no such queue.
     pub(super) fn ring(&self, index: u32) {
         if let Some(link) = self.links.get(index as usize) {
@@ -321,15 +394,45 @@ impl Common {
     }
 
     pub(super) fn drain(&self) -> Ticket {
-        self.tell_active(&self.state(), Command::Drain)
+        let mut state = self.state();
+        state.holds.embedder = true;
+        self.tell_active(&state, Command::Drain)
     }
 
     pub(super) fn resume(&self) -> Ticket {
-        self.tell_active(&self.state(), Command::Resume)
+        let mut state = self.state();
+        state.holds.embedder = false;
+        self.let_go(&state)
+    }
+
+    /// Lets the queues run, where nothing else holds them.
+    fn let_go(&self, state: &CommonState) -> Ticket {
+        match state.holds.start() {
+            Start::Running => self.tell_active(state, Command::Resume),
+            Start::Paused => Ticket::done(),
+        }
+    }
+
+    /// Whether the device may reach memory. Where it may not any more, the access waits for what is in flight.
+    pub(super) fn set_bus_master(&self, allowed: BusMaster) -> Access {
+        let mut state = self.state();
+        let held = allowed == BusMaster::Forbidden;
+        if state.holds.no_bus_master == held {
+            return Access::Done;
+        }
+        state.holds.no_bus_master = held;
+        let ticket = match allowed {
+            BusMaster::Allowed => self.let_go(&state),
+            // The embedder's own drain must not be overtaken by a guest's.
+            BusMaster::Forbidden if state.holds.embedder => Ticket::done(),
+            BusMaster::Forbidden => self.tell_active(&state, Command::Drain),
+        };
+        if ticket.is_done() { Access::Done } else { Access::Deferred(ticket) }
     }
 
     pub(super) fn reset(&self) -> Ticket {
         let mut state = self.state();
+        state.holds.embedder = false;
         if let Some(ticket) = &state.resetting {
             return ticket.clone();
         }
@@ -379,6 +482,7 @@ impl Common {
             return self.mismatch("it has the state of stages that this stack does not have".into());
         }
         let mut state = self.state();
+        state.holds.embedder = true;
         state.driver_features = saved.driver_features;
         state.status = saved.status & !status::NEEDS_RESET;
         for (queue, saved) in state.queues.iter_mut().zip(&saved.queues) {
@@ -457,9 +561,10 @@ impl Drop for Common {
 }
 
 fn fresh_queues(device: &dyn VirtioDevice) -> Vec<QueueRegisters> {
-    let fresh = |&max_size: &u16| QueueRegisters {
-        config: QueueConfig { size: max_size, max_size, desc: 0, avail: 0, used: 0, ready: false },
-        active: false,
-    };
+    let fresh = |&max_size: &u16| QueueRegisters { config: fresh_config(max_size), active: false };
     device.queue_max_sizes().iter().map(fresh).collect()
+}
+
+fn fresh_config(max_size: u16) -> QueueConfig {
+    QueueConfig { size: max_size, max_size, desc: 0, avail: 0, used: 0, ready: false }
 }

@@ -5,7 +5,7 @@ use super::notify::MmioNotify;
 use super::registers::*;
 use super::state::MmioState;
 use crate::virtio::queue::QueueConfig;
-use crate::virtio::transport::common::{Common, TransportError, TransportState};
+use crate::virtio::transport::common::{Common, TransportError, TransportKind, TransportState};
 use crate::virtio::{QueueCounters, VirtioDevice, VirtioNotify};
 use iovirt_core::WorkerHandle;
 use iovirt_core::dma::DmaSpace;
@@ -48,7 +48,7 @@ impl MmioDevice {
         let notify = Arc::new(MmioNotify::new(interrupt));
         device.set_config_listener(notify.clone());
         let shared: Arc<dyn VirtioNotify> = notify.clone();
-        let common = Common::start(device, space, shared, workers)?;
+        let common = Common::start(device, space, shared, workers, TransportKind::Mmio)?;
         Ok(Self { common, notify, selectors: Selectors::default() })
     }
 
@@ -83,18 +83,10 @@ impl MmioDevice {
             }
             STATUS => self.common.status().into(),
             SHM_LEN_LOW | SHM_LEN_HIGH | SHM_BASE_LOW | SHM_BASE_HIGH => u32::MAX,
-            CONFIG_GENERATION => self.config_generation(),
+            CONFIG_GENERATION => self.notify.generation.of(&self.common),
             // The rest is write-only or not there.
             _ => 0,
         }
-    }
-
-    /// The generation, one more than before where the space is not what it was: a change is in the registers before it is
-    /// announced, and a driver that reads in between must not take two halves for one (section 2.5.1).
-    fn config_generation(&self) -> u32 {
-        let mut space = [0; CONFIG_LEN];
-        self.common.device.read_config(self.common.driver_features(), 0, &mut space);
-        self.notify.generation_of(&space)
     }
 
     fn write_register(&self, offset: u64, value: u32) -> Access {
@@ -206,7 +198,7 @@ impl Frontend for MmioDevice {
             driver_features_sel: load(&self.selectors.driver_features),
             queue_sel: load(&self.selectors.queue),
             interrupt_status: self.notify.status(),
-            config_generation: self.notify.generation(),
+            config_generation: self.notify.generation.value(),
         };
         state.registers = registers.to_envelope();
         Ok(state.to_envelope())

@@ -1,23 +1,22 @@
 //! Interrupt status and configuration generation: what workers and vCPUs share without a lock.
 
-use super::registers::{CONFIG_LEN, INT_CONFIG, INT_USED};
+use super::registers::{INT_CONFIG, INT_USED};
+use crate::virtio::transport::generation::Generation;
 use crate::virtio::{ConfigListener, VirtioNotify};
 use iovirt_core::irq::Interrupt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 #[derive(Debug)]
 pub(super) struct MmioNotify {
     status: AtomicU32,
-    generation: AtomicU32,
-    /// The configuration space when the generation was last read.
-    seen: Mutex<Option<[u8; CONFIG_LEN]>>,
+    pub(super) generation: Generation,
     interrupt: Arc<dyn Interrupt>,
 }
 
 impl MmioNotify {
     pub(super) fn new(interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { status: AtomicU32::new(0), generation: AtomicU32::new(0), seen: Mutex::default(), interrupt }
+        Self { status: AtomicU32::new(0), generation: Generation::default(), interrupt }
     }
 
     pub(super) fn status(&self) -> u32 {
@@ -28,22 +27,9 @@ impl MmioNotify {
         self.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
-    pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
-    }
-
-    /// The generation of a configuration space that looks like this now.
-    pub(super) fn generation_of(&self, space: &[u8; CONFIG_LEN]) -> u32 {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.replace(*space).is_some_and(|before| before != *space) {
-            self.generation.fetch_add(1, Ordering::SeqCst);
-        }
-        self.generation()
-    }
-
     pub(super) fn restore(&self, status: u32, generation: u32) {
         self.status.store(status, Ordering::SeqCst);
-        self.generation.store(generation, Ordering::SeqCst);
+        self.generation.restore(generation);
         // An interrupt that was on its way when the state was saved may have been lost with it.
         if status != 0 {
             self.interrupt.trigger();
@@ -72,7 +58,7 @@ impl VirtioNotify for MmioNotify {
 
 impl ConfigListener for MmioNotify {
     fn config_changed(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.generation.advance();
         self.config();
     }
 }

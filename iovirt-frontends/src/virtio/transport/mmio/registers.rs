@@ -33,8 +33,6 @@ pub(super) const SHM_BASE_LOW: u64 = 0x0b8;
 pub(super) const SHM_BASE_HIGH: u64 = 0x0bc;
 pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
 pub(super) const CONFIG: u64 = 0x100;
-/// As much of the configuration space as the generation covers: no device class has more.
-pub(super) const CONFIG_LEN: usize = 256;
 
 /// "virt", little-endian.
 pub(super) const MAGIC_VALUE: u32 = 0x7472_6976;
