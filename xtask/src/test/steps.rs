@@ -35,8 +35,13 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "lab", about: "our devices under KVM with a stock Linux guest", tools: &lab::TOOLS, run: the_lab },
 ];
 
-/// Peers that tests talk to; where one is missing, and cargo runs them without this program, they say `SKIPPED`.
-const UNIT_TOOLS: [Tool; 3] = [setup::CC, setup::NBDKIT, setup::QEMU_NBD];
+/// What tests talk to and make their devices with. Where something is missing, and cargo runs the tests without this
+/// program, they say `SKIPPED`; run by this program they fail instead.
+const UNIT_TOOLS: [Tool; 7] =
+    [setup::CC, setup::NBDKIT, setup::QEMU_NBD, setup::MKFS, setup::IP, setup::UNSHARE, setup::LOSETUP];
+
+/// Makes a skipped test a failed one (`iovirt_core::test_utils::skip`): what is green here has run.
+const NO_SKIP: &str = "IOVIRT_NO_SKIP";
 
 /// The crates that others build on.
 const LIBRARIES: [&str; 6] =
@@ -62,11 +67,11 @@ fn alone() -> Result<()> {
 fn unit() -> Result<()> {
     if cmd::find("cargo-nextest").is_some() {
         let arguments = ["nextest", "run", "--workspace", "--no-fail-fast"];
-        return Cmd::cargo().args(arguments).show();
+        return Cmd::cargo().args(arguments).env(NO_SKIP, "1").show();
     }
     println!("cargo-nextest is not installed: the tests run with cargo test");
     let arguments = ["test", "--workspace", "--all-targets", "--no-fail-fast"];
-    Cmd::cargo().args(arguments).show()
+    Cmd::cargo().args(arguments).env(NO_SKIP, "1").show()
 }
 
 /// A workspace of its own, so nothing that the other steps build is of use to it, nor does it disturb them: its own target

@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a device may take for what it must do, before it counts as hanging. No case depends on it otherwise.
-const HANG: Duration = Duration::from_secs(20);
+/// How long a device may take for what it must do, before it counts as hanging; no case depends on it otherwise.
+pub(super) const HANG: Duration = Duration::from_secs(20);
 
 /// Register offsets (VIRTIO 1.2, section 4.2.2).
 pub mod register {
@@ -83,7 +83,8 @@ impl Layout {
     /// Bytes of memory that a driver uses.
     pub const LEN: u64 = 0x10_0000;
 
-    fn new(queue: u32, base: u64) -> Self {
+    /// The layout of memory that begins there, for a driver of that queue.
+    pub fn new(queue: u32, base: u64) -> Self {
         Self {
             queue,
             desc: base,
@@ -141,6 +142,7 @@ pub struct RawDriver {
     /// Where the byte is that [`RawDriver::answer`] looks at.
     look_at: u64,
     idle_steps: u32,
+    hang: Duration,
 }
 
 impl RawDriver {
@@ -148,7 +150,22 @@ impl RawDriver {
     pub fn new(target: Target, idle_steps: u32) -> Self {
         let layout = Layout::new(target.queue, target.base);
         let view = target.space.view();
-        Self { target, layout, view, size: 16, offered: 0, taken: 0, look_at: layout.buffers, idle_steps }
+        Self {
+            target,
+            layout,
+            view,
+            size: 16,
+            offered: 0,
+            taken: 0,
+            look_at: layout.buffers,
+            idle_steps,
+            hang: HANG,
+        }
+    }
+
+    /// How long the device may take from now on for what it must do, before it counts as hanging.
+    pub fn set_hang(&mut self, hang: Duration) {
+        self.hang = hang;
     }
 
     /// Where the driver keeps what.
@@ -452,7 +469,7 @@ impl RawDriver {
     pub fn wait(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> Result<(), String> {
         let start = Instant::now();
         while !done(self) {
-            ensure!(start.elapsed() < HANG, "the device hangs");
+            ensure!(start.elapsed() < self.hang, "the device hangs");
             self.step();
         }
         Ok(())

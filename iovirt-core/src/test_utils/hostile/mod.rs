@@ -41,6 +41,7 @@ use crate::frontend::Frontend;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A fresh device, the memory that it sees, and a way to let it work.
 pub struct Target {
@@ -99,6 +100,8 @@ pub struct Profile {
     pub step_bound: Option<u16>,
     /// Steps without an answer after which the device is taken to have none.
     pub idle_steps: u32,
+    /// How long a device may take for what it must do, before it counts as hanging.
+    pub hang: Duration,
     /// Most lines that a broken device may leave in the log, however often it is broken within a second or two.
     pub log_lines: usize,
     /// The cases to run; all where there are none.
@@ -116,6 +119,7 @@ impl Profile {
             direction: Direction::Both,
             step_bound: None,
             idle_steps: 20,
+            hang: driver::HANG,
             log_lines: 40,
             only: Vec::new(),
         }
@@ -194,13 +198,15 @@ impl fmt::Debug for Bench<'_> {
 
 impl<'a> Bench<'a> {
     fn new(factory: &'a Factory<'a>, profile: &'a Profile, seed: u64) -> Self {
-        let driver = RawDriver::new(factory(), profile.idle_steps);
+        let mut driver = RawDriver::new(factory(), profile.idle_steps);
+        driver.set_hang(profile.hang);
         Self { factory, profile, rng: Rng::new(seed), driver }
     }
 
     /// Goes on with a fresh device.
     pub fn renew(&mut self) {
         self.driver = RawDriver::new((self.factory)(), self.profile.idle_steps);
+        self.driver.set_hang(self.profile.hang);
     }
 
     /// Resets the device and starts it with all features that this driver knows.
