@@ -26,6 +26,7 @@ mod in_process;
 mod layout;
 mod machine;
 mod pci;
+mod picture;
 mod power;
 mod probe;
 mod report;
@@ -97,6 +98,8 @@ enum Failure {
     Device(#[from] devices::DeviceError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error(transparent)]
+    Guest(#[from] guest::GuestError),
     #[error("{pipeline}: {error}")]
     InProcess { pipeline: String, error: in_process::RunError },
 }
@@ -145,7 +148,7 @@ fn run(options: &Options) -> Result<Report, Failure> {
     let pci = options.pci_devices.iter().map(|text| (Place::Pci, text));
     let descriptions = mmio.chain(pci).map(parse).collect::<Result<Vec<_>, _>>()?;
     let Some(kernel) = &options.kernel else {
-        return run_in_process(&registry, descriptions, "no --kernel was given");
+        return run_built_in(&registry, descriptions, options.memory);
     };
     // Before anything else, so that a wrong path is told also where there is no KVM.
     let readable = std::fs::File::open(kernel);
@@ -182,12 +185,50 @@ fn run_guest(
     })
 }
 
+/// Without a kernel: the built-in guest, or where it cannot run, the in-process driver.
+fn run_built_in(
+    registry: &Registry,
+    mut descriptions: Vec<(Place, Description)>,
+    memory: u64,
+) -> Result<Report, Failure> {
+    if descriptions.is_empty() {
+        for text in guest::DEFAULT_PIPELINES {
+            let default = registry.parse(text);
+            let default = default.map_err(|error| Failure::Description { text: text.to_owned(), error })?;
+            descriptions.push((Place::Mmio, default));
+        }
+    }
+    if descriptions.iter().any(|(place, _)| *place == Place::Pci) {
+        return run_in_process(registry, descriptions, "the built-in guest drives no PCI devices");
+    }
+    let mmio = descriptions.iter().map(|(_, description)| description.clone()).collect();
+    let ran = match Machine::for_own_code(memory) {
+        Ok(machine) => guest::run(registry, mmio, machine),
+        Err(error @ MachineError::MemoryTooSmall(_)) => Err(error.into()),
+        Err(error) => Err(guest::GuestError::CannotRun(error.to_string())),
+    };
+    match ran {
+        Err(error @ guest::GuestError::CannotRun(_)) => {
+            run_in_process(registry, descriptions, &error.to_string())
+        }
+        Err(guest::GuestError::Attach(error)) => Err(error.into()),
+        ran => Ok(ran?),
+    }
+}
+
 fn run_in_process(
     registry: &Registry,
     mut descriptions: Vec<(Place, Description)>,
     reason: &str,
 ) -> Result<Report, Failure> {
     eprintln!("microvm: {reason}: the in-process driver takes the guest's place, on a temporary image");
+    descriptions.retain(|(_, description)| {
+        let disk = description.frontend.name() == "virtio-blk";
+        if !disk {
+            eprintln!("microvm: {description}: left out, the in-process driver is one for disks only");
+        }
+        disk
+    });
     if descriptions.is_empty() {
         let text = in_process::DEFAULT_PIPELINE.to_owned();
         let default = registry.parse(&text).map_err(|error| Failure::Description { text, error })?;
