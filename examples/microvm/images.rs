@@ -39,7 +39,10 @@ fn replace(chain: &mut Chain, images: &mut Vec<TempPath>) -> io::Result<()> {
         let image = tempfile::Builder::new().prefix("iovirt-").suffix(".img").tempfile()?;
         image.as_file().set_len(SIZE)?;
         let path = NamedTempFile::into_temp_path(image);
-        *stage = stage.clone().with("path", path.to_string_lossy()).with("readonly", "off");
+        *stage = stage.clone().with("path", path.to_string_lossy());
+        if stage.get("readonly").is_some() {
+            *stage = stage.clone().with("readonly", "off");
+        }
         images.push(path);
     }
     chain.backend.branches.iter_mut().try_for_each(|branch| replace(branch, images))

@@ -1,7 +1,7 @@
 //! A small KVM machine that boots Linux with virtual devices described on the command line.
 //!
-//! Without `--kernel`, or where `/dev/kvm` is missing or cannot run a 64-bit guest, the same pipelines are driven by the
-//! `virtio-drivers` crate in this process, through the same registers, on a temporary image.
+//! Without `--kernel` a small guest of its own drives them. Where `/dev/kvm` is missing, or cannot run the guest, the same
+//! pipelines are driven by the `virtio-drivers` crate in this process, through the same registers, on temporary images.
 //!
 //! ```text
 //! microvm --kernel bzImage --initrd initrd --device 'virtio-blk -> file,path=disk.img'
@@ -52,8 +52,8 @@ use crate::machine::Machine;
 use crate::report::Report;
 use crate::schedule::Appointment;
 
-/// Boots Linux in a small KVM machine with virtual devices; without a kernel, or where KVM cannot run one, drives the same
-/// devices in this process.
+/// Boots Linux in a small KVM machine with virtual devices; without a kernel, a small guest of its own drives them; where KVM
+/// cannot run the guest, this process does.
 #[derive(Debug, Parser)]
 #[command(name = "microvm")]
 struct Options {
@@ -122,9 +122,9 @@ fn main() -> ExitCode {
     log_to_standard_error();
     match run(&options) {
         Ok(report) => {
-            // Standard output is the guest's console where there is a guest.
+            // Standard output is the console of a guest that has one.
             let text = if options.json { report.json() } else { report.text() };
-            if report.exits.is_some() {
+            if options.kernel.is_some() && report.exits.is_some() {
                 eprintln!("\n{text}")
             } else {
                 println!("{text}")

@@ -17,12 +17,12 @@ pub(crate) fn of(device: &DeviceReport, guest: &GuestDevice, exits: Option<&Exit
     picture.part("guest", &guest_lines(guest));
     picture.wire(&[
         format!(
-            "│  {} doorbells and {} interrupts per request, {} register accesses",
+            "│  per request: {} doorbells (ioeventfds, no exits), {} interrupts, {} exits to this process",
             per(doorbells, requests),
             per(interrupts, requests),
             accesses(device, exits).map_or_else(|| "?".to_owned(), |count| per(count, requests)),
         ),
-        format!("▼  (a doorbell is an ioeventfd: only register accesses are exits to this process)"),
+        "▼".to_owned(),
     ]);
     let Some(description) = &device.description else { return picture.0 };
     let queues: Vec<String> = device.queues.iter().map(|queue| queue.requests.to_string()).collect();

@@ -8,8 +8,7 @@ use crate::error::MachineError;
 
 /// The guest's code, and its first instruction.
 pub(super) const CODE: u32 = 0x10_0000;
-pub(super) const CODE_LEN: u32 = 0x1_0000;
-/// The table of devices, written by the host.
+/// The table of devices, written by the host. The code ends below it.
 pub(super) const DEVICES: u32 = 0x11_0000;
 /// The guest's variables.
 const VARIABLES: u32 = 0x11_1000;
@@ -48,7 +47,7 @@ pub(crate) const CODE_BAD: u8 = 3;
 pub(super) const CODE_EXCEPTION: u8 = 4;
 
 /// How often the first frame is sent until it comes back, and how long each time, in cycles of the processor's clock.
-pub(super) const KNOCKS: u32 = 50;
+pub(super) const KNOCKS: u32 = 20;
 pub(super) const KNOCK_PATIENCE: u32 = 1 << 28;
 
 /// One device in the table; one without a window ends it.

@@ -20,6 +20,7 @@ use crate::error::MachineError;
 use crate::guest::layout::{CODE, CODE_BAD, DEBUG_PORT, DeviceEntry, FLAG_VERIFY};
 use crate::guest::records::DebugPort;
 use crate::images::{self, Images};
+use crate::layout::Slot;
 use crate::machine::Machine;
 use crate::report::Report;
 
@@ -35,7 +36,7 @@ const ITEMS: u32 = 1024;
 /// Requests or frames of one batch.
 const DEPTH: u32 = 32;
 /// Requests or frames that have the device for themselves.
-const ALONE: u32 = 64;
+const ALONE: u32 = 32;
 /// The longest frame, a multiple of four bytes.
 const FRAME: u32 = 1512;
 /// The header of a frame.
@@ -68,12 +69,22 @@ struct Part {
 pub(crate) fn run(
     registry: &Registry,
     descriptions: Vec<Description>,
+    machine: Machine,
+) -> Result<Report, GuestError> {
+    run_expecting(gives_back, registry, descriptions, machine)
+}
+
+/// The same; `comes_back` says of what is below a device whether it gives back what is written or sent.
+fn run_expecting(
+    comes_back: fn(&Chain) -> bool,
+    registry: &Registry,
+    descriptions: Vec<Description>,
     mut machine: Machine,
 ) -> Result<Report, GuestError> {
     let attach = |description| attach(registry, description, &mut machine);
     let parts = descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?;
     let slots = machine.slots.taken();
-    let entries: Vec<_> = parts.iter().zip(slots).map(|(part, slot)| part.entry(slot)).collect();
+    let entries: Vec<_> = parts.iter().zip(slots).map(|(part, slot)| part.entry(slot, comes_back)).collect();
     let port = Arc::new(DebugPort::default());
     machine.ports.insert(DEBUG_PORT.into(), 4, "debug", port.clone())?;
     let entry = Entry::Pvh(CODE.into());
@@ -89,10 +100,13 @@ pub(crate) fn run(
     if !records::said_hello(&records) && !matches!(outcome.stop, Stop::Quit | Stop::Signal(_)) {
         return Err(GuestError::CannotRun(outcome.stop.describe()));
     }
-    parts.iter().for_each(|part| part.device.finish());
+    let seen = records::by_device(&records, parts.len());
+    // What a device does at its end is not the guest's.
+    let reports: Vec<_> = parts.iter().map(|part| part.device.report()).collect();
     let mut devices = Vec::new();
-    for (part, seen) in parts.iter().zip(records::by_device(&records, parts.len())) {
-        devices.push(part.report(seen)?);
+    for ((part, report), seen) in parts.iter().zip(reports).zip(seen) {
+        part.device.finish();
+        devices.push(DeviceReport { guest: Some(part.examined(seen)?), ..report });
     }
     let (end, code) = verdict(&outcome.stop, records::said_end(&records), &devices);
     Ok(Report {
@@ -113,12 +127,12 @@ fn attach(registry: &Registry, mut description: Description, machine: &mut Machi
 
 impl Part {
     /// What the guest is told about the device.
-    fn entry(&self, slot: &crate::layout::Slot) -> DeviceEntry {
+    fn entry(&self, slot: &Slot, comes_back: fn(&Chain) -> bool) -> DeviceEntry {
         let frame = mtu(&self.description.below).map_or(FRAME, |mtu| FRAME.min((mtu + ETHERNET) & !3));
         DeviceEntry {
             window: slot.address as u32,
             gsi: slot.gsi,
-            flags: if gives_back(&self.description.below) { FLAG_VERIFY } else { 0 },
+            flags: if comes_back(&self.description.below) { FLAG_VERIFY } else { 0 },
             items: ITEMS,
             depth: DEPTH,
             alone: ALONE,
@@ -126,8 +140,8 @@ impl Part {
         }
     }
 
-    /// What the device did, and what the guest made of it.
-    fn report(&self, mut seen: GuestDevice) -> Result<DeviceReport, GuestError> {
+    /// What the guest saw, and what this process finds in the image.
+    fn examined(&self, mut seen: GuestDevice) -> Result<GuestDevice, GuestError> {
         let wrote = seen.phases.iter().any(|phase| phase.phase == Phase::Write);
         if let Some(image) = self.images.of_whole_disk(&self.description).filter(|_| wrote) {
             let wrong = images::first_wrong(image, seen.extent.into(), |block| layout::content(block as u32))?;
@@ -137,7 +151,7 @@ impl Part {
                 seen.trouble.get_or_insert(wrong);
             }
         }
-        Ok(DeviceReport { guest: Some(seen), ..self.device.report() })
+        Ok(seen)
     }
 }
 
@@ -166,5 +180,12 @@ fn verdict(stop: &Stop, said_end: bool, devices: &[DeviceReport]) -> (String, u8
         return (stop.describe(), code);
     }
     let verified: u64 = guests().flat_map(|guest| &guest.phases).map(|phase| u64::from(phase.verified)).sum();
-    (format!("all is well: {} KiB came back as they were written or sent", verified >> 10), code)
+    let what = match verified >> 10 {
+        0 => "all requests were answered; there was nothing to compare with".to_owned(),
+        kib => format!("all is well: {kib} KiB came back as they were written or sent"),
+    };
+    (what, code)
 }
+
+#[cfg(test)]
+mod tests;
