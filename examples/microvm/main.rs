@@ -89,6 +89,12 @@ struct Options {
     list_stages: bool,
 }
 
+/// What to do next.
+const HINT: &str = "\
+Put other stages in between:  --device 'virtio-blk -> delay,… -> stats -> memory,size=64M'
+All stages and their options: --list-stages
+A real kernel on top:         --kernel bzImage --initrd initrd";
+
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -127,7 +133,10 @@ fn main() -> ExitCode {
             if options.kernel.is_some() && report.exits.is_some() {
                 eprintln!("\n{text}")
             } else {
-                println!("{text}")
+                println!("{text}");
+                if options.devices.is_empty() && options.pci_devices.is_empty() && !options.json {
+                    println!("{HINT}");
+                }
             }
             ExitCode::from(report.code)
         }

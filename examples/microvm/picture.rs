@@ -1,6 +1,7 @@
 //! A pipeline under the built-in guest as a picture: what stands above what, and beside each part what it counted.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use crate::devices::{DeviceReport, StageReport};
 use crate::exits::ExitReport;
@@ -17,7 +18,7 @@ pub(crate) fn of(device: &DeviceReport, guest: &GuestDevice, exits: Option<&Exit
     picture.part("guest", &guest_lines(guest));
     picture.wire(&[
         format!(
-            "│  per request: {} doorbells (ioeventfds, no exits), {} interrupts, {} exits to this process",
+            "│  per request: {} doorbells (ioeventfds, so no exits), {} interrupts, {} exits",
             per(doorbells, requests),
             per(interrupts, requests),
             accesses(device, exits).map_or_else(|| "?".to_owned(), |count| per(count, requests)),
@@ -41,7 +42,7 @@ pub(crate) fn of(device: &DeviceReport, guest: &GuestDevice, exits: Option<&Exit
     let mut end: Vec<String> = measured.flat_map(stage_lines).collect();
     end.extend(guest.image_is_right.map(|right| {
         let what = if right { "holds the same bytes" } else { "DOES NOT HOLD what the guest wrote" };
-        format!("this process read the image: it {what}")
+        format!("read by this process, the image {what}")
     }));
     picture.part(&description.below.backend.to_string(), &end);
     picture.0
@@ -83,23 +84,38 @@ fn guest_lines(guest: &GuestDevice) -> Vec<String> {
 }
 
 fn phase_line(phase: &PhaseReport) -> String {
-    let micros = |micros: f64| time(std::time::Duration::from_secs_f64(micros.max(0.0) / 1e6));
-    let PhaseReport { requests, verified, .. } = phase;
-    let moved = size(phase.bytes.into());
-    let compared = match (phase.mismatches, verified) {
-        (0, 0) => String::new(),
-        (0, verified) => format!(", {} compared", size(u64::from(*verified))),
-        (wrong, _) => format!(", {wrong} NOT as written"),
+    let micros = |micros: f64| time(Duration::from_secs_f64(micros.max(0.0) / 1e6));
+    let (what, answered) = match phase.phase {
+        Phase::Write => ("writes", "answered after"),
+        Phase::Flush => ("flushes", "answered after"),
+        Phase::Read | Phase::ReadAlone => ("reads", "answered after"),
+        Phase::Frames | Phase::FramesAlone => ("frames", "back after"),
     };
-    let wait = format!("answered in {} (mean)", micros(phase.wait_mean));
-    match phase.phase {
-        Phase::Write => format!("writes   {requests:>5}, {moved}; a batch is {wait}"),
-        Phase::Flush => format!("flushes  {requests:>5}, {wait}"),
-        Phase::Read => format!("reads    {requests:>5}, {moved}{compared}; a batch is {wait}"),
-        Phase::ReadAlone => format!("         {requests:>5} more one by one, {wait}, {} at best", micros(phase.wait_min)),
-        Phase::Frames => format!("frames   {requests:>5}, {moved}{compared}; a batch is {wait}"),
-        Phase::FramesAlone => format!("         {requests:>5} more one by one, {wait}, {} at best", micros(phase.wait_min)),
+    let moved = if phase.bytes > 0 {
+        format!("of {}", each(phase.bytes / phase.requests.max(1)))
+    } else {
+        String::new()
+    };
+    let together = match phase.batch {
+        0 | 1 => "one by one".to_owned(),
+        batch => format!("{batch} at a time"),
+    };
+    let mut line = format!(
+        "{what:<8} {:>5} {moved:<9} {together:<13} {answered:>14} {:>7}",
+        phase.requests,
+        micros(phase.wait_mean)
+    );
+    let wrong = u64::from(phase.mismatches) + u64::from(phase.failures);
+    if wrong > 0 {
+        let _ = write!(line, "   {wrong} WRONG");
+    } else if phase.verified > 0 {
+        let _ = write!(line, "   {} compared", size(phase.verified.into()));
     }
+    line
+}
+
+fn each(bytes: u32) -> String {
+    if bytes.is_multiple_of(1024) { format!("{} KiB", bytes >> 10) } else { format!("{bytes} B") }
 }
 
 /// What a `stats` stage measured, a line for each kind of request.
@@ -108,7 +124,12 @@ fn stage_lines(stage: &StageReport) -> Vec<String> {
     kinds
         .map(|kind| {
             let at = |percent| kind.latency.percentile(percent).map_or_else(|| "-".to_owned(), time);
-            let failed = if kind.failures > 0 { format!("   {} FAILED", kind.failures) } else { String::new() };
+            let failed = match (kind.failures, kind.name) {
+                (0, _) => String::new(),
+                // Those that wait when a device is reset.
+                (count, "receive") => format!("   {count} came home empty"),
+                (count, _) => format!("   {count} FAILED"),
+            };
             format!(
                 "{:<8} {:>5} {:>9}   p50 {:>8}   p99 {:>8}{failed}",
                 kind.name,

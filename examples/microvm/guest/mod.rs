@@ -119,7 +119,11 @@ fn run_expecting(
     })
 }
 
-fn attach(registry: &Registry, mut description: Description, machine: &mut Machine) -> Result<Part, GuestError> {
+fn attach(
+    registry: &Registry,
+    mut description: Description,
+    machine: &mut Machine,
+) -> Result<Part, GuestError> {
     let images = Images::in_place_of_files(&mut description)?;
     let device = Device::attach(registry, description.clone(), Place::Mmio, machine)?;
     Ok(Part { description, device, images })
@@ -144,7 +148,8 @@ impl Part {
     fn examined(&self, mut seen: GuestDevice) -> Result<GuestDevice, GuestError> {
         let wrote = seen.phases.iter().any(|phase| phase.phase == Phase::Write);
         if let Some(image) = self.images.of_whole_disk(&self.description).filter(|_| wrote) {
-            let wrong = images::first_wrong(image, seen.extent.into(), |block| layout::content(block as u32))?;
+            let wrong =
+                images::first_wrong(image, seen.extent.into(), |block| layout::content(block as u32))?;
             seen.image_is_right = Some(wrong.is_none());
             if let Some(block) = wrong {
                 let wrong = format!("block {block} of the image is not what the guest wrote");

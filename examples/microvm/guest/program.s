@@ -437,7 +437,9 @@ iovirt_microvm_guest_start:
     mov eax, [{blocks}]
 4:  mov [{items}], eax
     mov eax, {phase_read_alone}
-    jmp .Ltransfer
+    call .Ltransfer
+    mov dword ptr [ebp + 0x70], 0       // the memory of its queue is the next device's
+    ret
 
 // Descriptors: address, address's upper half, length, flags (1: next, 2: written by the device) and next.
 .Lmake_chains:
@@ -659,8 +661,9 @@ iovirt_microvm_guest_start:
     mov ecx, [ebx + {d_alone}]
     mov [{items}], ecx
     mov eax, {phase_frames_alone}
-    jmp .Lexchange
-2:  ret
+    call .Lexchange
+2:  mov dword ptr [ebp + 0x70], 0
+    ret
 
 // A frame for each slot, from and to the card's own address, and the descriptors of both queues.
 .Lmake_frames:

@@ -91,6 +91,8 @@ pub(crate) struct GuestDevice {
 pub(crate) struct PhaseReport {
     pub(crate) phase: Phase,
     pub(crate) requests: u32,
+    /// How many of them were under way at a time, at most.
+    pub(crate) batch: u32,
     pub(crate) bytes: u32,
     /// Bytes that were compared and found right.
     pub(crate) verified: u32,
@@ -168,6 +170,7 @@ fn phase(record: &Record, cycles_per_micro: f64) -> Option<PhaseReport> {
     Some(PhaseReport {
         phase,
         requests: record.get(Word::Requests),
+        batch: record.get(Word::Requests).div_ceil(batches.max(1)),
         bytes: record.get(Word::Bytes),
         verified: record.get(Word::Verified),
         mismatches: record.get(Word::Mismatches),
@@ -208,7 +211,9 @@ fn trouble(record: &Record) -> String {
         TROUBLE_REFUSED => format!("the device refuses the features {value:#x} and VERSION_1"),
         TROUBLE_SMALL_QUEUE => format!("a queue of {value} entries has no room for a request of three"),
         TROUBLE_SILENT => "the first frame did not come back".to_owned(),
-        TROUBLE_EXCEPTION => format!("the guest stopped with an exception at, or with error code, {value:#x}"),
+        TROUBLE_EXCEPTION => {
+            format!("the guest stopped with an exception at, or with error code, {value:#x}")
+        }
         other => format!("trouble {other}, {value:#x}"),
     }
 }

@@ -59,7 +59,8 @@ fn the_default_pipelines_give_everything_back() {
 #[test]
 fn what_comes_back_wrong_is_told() {
     // A null disk takes everything and reads as zeroes.
-    let pipelines = ["virtio-blk -> null,size=1M", "virtio-blk -> fault,fail=write,every=100 -> memory,size=8M"];
+    let pipelines =
+        ["virtio-blk -> null,size=1M", "virtio-blk -> fault,fail=write,every=100 -> memory,size=8M"];
     let Some(report) = run_guest(|_| true, &pipelines) else { return };
     assert_eq!(report.code, CODE_BAD);
     let null = guest(&report, 0);
@@ -75,7 +76,9 @@ fn what_comes_back_wrong_is_told() {
 
 #[test]
 fn a_network_that_swallows_frames_is_told() {
-    let Some(report) = run_guest(gives_back, &["virtio-net -> filter,drop=receive -> loopback"]) else { return };
+    let Some(report) = run_guest(gives_back, &["virtio-net -> filter,drop=receive -> loopback"]) else {
+        return;
+    };
     assert_eq!(report.code, CODE_BAD);
     assert!(guest(&report, 0).trouble.as_ref().unwrap().contains("did not come back"));
 }
