@@ -91,7 +91,7 @@ struct Options {
 
 /// What to do next.
 const HINT: &str = "\
-Put other stages in between:  --device 'virtio-blk -> delay,… -> stats -> memory,size=64M'
+Put other stages in between:  --device 'virtio-blk -> delay,time=2ms -> stats -> memory,size=64M'
 All stages and their options: --list-stages
 A real kernel on top:         --kernel bzImage --initrd initrd";
 
@@ -207,12 +207,8 @@ fn run_built_in(
             descriptions.push((Place::Mmio, default));
         }
     }
-    if descriptions.iter().any(|(place, _)| *place == Place::Pci) {
-        return run_in_process(registry, descriptions, "the built-in guest drives no PCI devices");
-    }
-    let mmio = descriptions.iter().map(|(_, description)| description.clone()).collect();
     let ran = match Machine::for_own_code(memory) {
-        Ok(machine) => guest::run(registry, mmio, machine),
+        Ok(machine) => guest::run(registry, descriptions.clone(), machine),
         Err(error @ MachineError::MemoryTooSmall(_)) => Err(error.into()),
         Err(error) => Err(guest::GuestError::CannotRun(error.to_string())),
     };

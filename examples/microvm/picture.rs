@@ -18,10 +18,12 @@ pub(crate) fn of(device: &DeviceReport, guest: &GuestDevice, exits: Option<&Exit
     picture.part("guest", &guest_lines(guest));
     picture.wire(&[
         format!(
-            "│  per request: {} doorbells (ioeventfds, so no exits), {} interrupts, {} exits",
+            "│  per request: {} doorbells (ioeventfds, so no exits), {} interrupts{}",
             per(doorbells, requests),
             per(interrupts, requests),
-            accesses(device, exits).map_or_else(|| "?".to_owned(), |count| per(count, requests)),
+            accesses(device, exits)
+                .map(|count| format!(", {} exits", per(count, requests)))
+                .unwrap_or_default(),
         ),
         "▼".to_owned(),
     ]);
@@ -142,7 +144,7 @@ fn stage_lines(stage: &StageReport) -> Vec<String> {
         .collect()
 }
 
-/// How often the guest left for a register of the device.
+/// How often the guest left for a register of the device, where that is known: the windows of PCI are counted together.
 fn accesses(device: &DeviceReport, exits: Option<&ExitReport>) -> Option<u64> {
     let window = exits?.mmio.iter().find(|window| Some(&window.name) == device.window.as_ref())?;
     Some(window.reads + window.writes)

@@ -50,13 +50,15 @@ pub(super) const CODE_EXCEPTION: u8 = 4;
 pub(super) const KNOCKS: u32 = 20;
 pub(super) const KNOCK_PATIENCE: u32 = 1 << 28;
 
-/// One device in the table; one without a window ends it.
+/// One device in the table; one without a window and a function ends it.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct DeviceEntry {
-    /// The address of its registers.
+    /// The address of its registers, where it is not on the PCI bus.
     pub(super) window: u32,
-    /// Its line of the I/O APIC.
+    /// The address of its configuration space for the port 0xcf8, where it is.
+    pub(super) function: u32,
+    /// Its line of the I/O APIC. On the PCI bus it sends messages.
     pub(super) gsi: u32,
     /// [`FLAG_VERIFY`].
     pub(super) flags: u32,
@@ -77,7 +79,16 @@ pub(super) const FLAG_VERIFY: u32 = 1;
 pub(super) fn write_table(memory: &GuestMemoryMmap, entries: &[DeviceEntry]) -> Result<(), MachineError> {
     let end = DeviceEntry::default();
     let words = entries.iter().chain([&end]).flat_map(|entry| {
-        [entry.window, entry.gsi, entry.flags, entry.items, entry.depth, entry.alone, entry.frame]
+        [
+            entry.window,
+            entry.function,
+            entry.gsi,
+            entry.flags,
+            entry.items,
+            entry.depth,
+            entry.alone,
+            entry.frame,
+        ]
     });
     let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
     memory
@@ -95,6 +106,8 @@ pub(super) struct QueueState {
     /// How many chains were made available, and how many used ones were taken.
     pub(super) next: u32,
     pub(super) seen: u32,
+    /// The address to write to.
+    pub(super) doorbell: u32,
 }
 
 /// The guest's variables.
@@ -105,6 +118,13 @@ pub(super) struct Variables {
     pub(super) idt_pointer: [u32; 2],
     /// How many things were not right, over all devices.
     pub(super) bad: u32,
+    /// Of the device at hand, as in its entry.
+    pub(super) function: u32,
+    /// The address of its configuration.
+    pub(super) config: u32,
+    /// On PCI: the addresses of virtio's structures by their numbers, and the distance of two doorbells.
+    pub(super) structures: [u32; 8],
+    pub(super) multiplier: u32,
     /// The features in use, lower half.
     pub(super) taken: u32,
     pub(super) depth: u32,
@@ -189,7 +209,7 @@ pub(super) const KIND_END: u32 = 5;
 pub(super) const TROUBLE_NO_DEVICE: u32 = 1;
 /// The device does not take the features.
 pub(super) const TROUBLE_REFUSED: u32 = 2;
-/// The queue, of that many entries, has no room for a request.
+/// The queue, of that many entries, has no room for a single request.
 pub(super) const TROUBLE_SMALL_QUEUE: u32 = 3;
 /// No frame comes back.
 pub(super) const TROUBLE_SILENT: u32 = 4;

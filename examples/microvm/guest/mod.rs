@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iovirt::describe::{Chain, Description};
+use iovirt::frontends::pci::PciAddress;
 use iovirt::registry::Registry;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -62,13 +63,14 @@ pub(crate) enum GuestError {
 struct Part {
     description: Description,
     device: Device,
+    found: Found,
     images: Images,
 }
 
-/// Runs the guest on devices over virtio-mmio. Files in the pipelines are replaced by temporary images.
+/// Runs the guest. Files in the pipelines are replaced by temporary images.
 pub(crate) fn run(
     registry: &Registry,
-    descriptions: Vec<Description>,
+    descriptions: Vec<(Place, Description)>,
     machine: Machine,
 ) -> Result<Report, GuestError> {
     run_expecting(gives_back, registry, descriptions, machine)
@@ -78,13 +80,12 @@ pub(crate) fn run(
 fn run_expecting(
     comes_back: fn(&Chain) -> bool,
     registry: &Registry,
-    descriptions: Vec<Description>,
+    descriptions: Vec<(Place, Description)>,
     mut machine: Machine,
 ) -> Result<Report, GuestError> {
-    let attach = |description| attach(registry, description, &mut machine);
+    let attach = |(place, description)| attach(registry, place, description, &mut machine);
     let parts = descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?;
-    let slots = machine.slots.taken();
-    let entries: Vec<_> = parts.iter().zip(slots).map(|(part, slot)| part.entry(slot, comes_back)).collect();
+    let entries: Vec<_> = parts.iter().map(|part| part.entry(comes_back)).collect();
     let port = Arc::new(DebugPort::default());
     machine.ports.insert(DEBUG_PORT.into(), 4, "debug", port.clone())?;
     let entry = Entry::Pvh(CODE.into());
@@ -119,23 +120,41 @@ fn run_expecting(
     })
 }
 
+/// Where the guest finds a device.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    Slot(Slot),
+    Function(PciAddress),
+}
+
 fn attach(
     registry: &Registry,
+    place: Place,
     mut description: Description,
     machine: &mut Machine,
 ) -> Result<Part, GuestError> {
     let images = Images::in_place_of_files(&mut description)?;
-    let device = Device::attach(registry, description.clone(), Place::Mmio, machine)?;
-    Ok(Part { description, device, images })
+    let device = Device::attach(registry, description.clone(), place, machine)?;
+    let newest = match place {
+        Place::Mmio => machine.slots.taken().last().copied().map(Found::Slot),
+        Place::Pci => machine.pci()?.functions().last().map(|(address, _)| Found::Function(*address)),
+    };
+    let found = newest.ok_or(MachineError::NoSlot(0))?;
+    Ok(Part { description, device, found, images })
 }
 
 impl Part {
     /// What the guest is told about the device.
-    fn entry(&self, slot: &Slot, comes_back: fn(&Chain) -> bool) -> DeviceEntry {
+    fn entry(&self, comes_back: fn(&Chain) -> bool) -> DeviceEntry {
         let frame = mtu(&self.description.below).map_or(FRAME, |mtu| FRAME.min((mtu + ETHERNET) & !3));
+        let (window, function, gsi) = match self.found {
+            Found::Slot(slot) => (slot.address as u32, 0, slot.gsi),
+            Found::Function(address) => (0, 1 << 31 | u32::from(address.device()) << 11, 0),
+        };
         DeviceEntry {
-            window: slot.address as u32,
-            gsi: slot.gsi,
+            window,
+            function,
+            gsi,
             flags: if comes_back(&self.description.below) { FLAG_VERIFY } else { 0 },
             items: ITEMS,
             depth: DEPTH,

@@ -22,6 +22,12 @@ const CODE_SELECTOR: u32 = 0x10;
 
 global_asm!(
     include_str!("program.s"),
+    include_str!("pci.s"),
+    ".global iovirt_microvm_guest_end",
+    ".hidden iovirt_microvm_guest_end",
+    "iovirt_microvm_guest_end:",
+    ".code64",
+    ".popsection",
     code = const CODE,
     code_selector = const CODE_SELECTOR,
     stack = const STACK,
@@ -37,6 +43,7 @@ global_asm!(
 
     devices = const DEVICES,
     d_window = const offset_of!(DeviceEntry, window),
+    d_function = const offset_of!(DeviceEntry, function),
     d_gsi = const offset_of!(DeviceEntry, gsi),
     d_flags = const offset_of!(DeviceEntry, flags),
     d_items = const offset_of!(DeviceEntry, items),
@@ -47,6 +54,10 @@ global_asm!(
     flag_verify = const FLAG_VERIFY,
 
     bad = const variable!(bad),
+    function = const variable!(function),
+    config = const variable!(config),
+    structures = const variable!(structures),
+    multiplier = const variable!(multiplier),
     taken = const variable!(taken),
     depth = const variable!(depth),
     items = const variable!(items),
@@ -65,6 +76,7 @@ global_asm!(
     q_mask = const offset_of!(QueueState, mask),
     q_next = const offset_of!(QueueState, next),
     q_seen = const offset_of!(QueueState, seen),
+    q_doorbell = const offset_of!(QueueState, doorbell),
     queue_size = const QUEUE_SIZE,
     rings_0 = const RINGS[0],
     rings_1 = const RINGS[1],

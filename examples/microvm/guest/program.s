@@ -1,4 +1,5 @@
-// The built-in guest: a driver for virtio-mmio disks and networks, in 32-bit protected mode without paging.
+// The built-in guest: a driver for virtio disks and networks, in 32-bit protected mode without paging. What is different on
+// the PCI bus is in pci.s.
 //
 // It runs where it is copied to, {code}; names in braces are constants of layout.rs. Whatever it finds, it tells
 // through the debug port, a record at a time, and at the end it writes its exit code to the exit port.
@@ -6,7 +7,7 @@
 // Some KVMs emulate unpaged code instruction by instruction, and know only a part of them. So: no iret (interrupts are
 // let in at one place only, see .Lsleep), string instructions for data, and nothing newer than rdtsc.
 //
-// Throughout a device's turn: ebx = its entry in the table of parameters, ebp = its registers.
+// Throughout a device's turn: ebx = its entry in the table of parameters, ebp = its registers (on PCI: the common ones).
 // esi = a queue where a routine is about one. All other registers are anybody's.
 
 .pushsection .rodata.microvm_guest, "a", @progbits
@@ -56,7 +57,9 @@ iovirt_microvm_guest_start:
 
 .Lnext_device:
     mov ebp, [ebx + {d_window}]
-    test ebp, ebp
+    mov eax, [ebx + {d_function}]
+    mov [{function}], eax
+    or eax, ebp
     jz .Lend
     call .Ldevice
     add ebx, {d_size}
@@ -95,9 +98,11 @@ iovirt_microvm_guest_start:
 // A device has something to say. It can only have interrupted .Lsleep, so no frame is needed to return.
 .Linterrupt:
     inc dword ptr [{interrupts}]
+    cmp dword ptr [{function}], 0
+    jne 1f                              // a message needs no acknowledgement
     mov eax, [ebp + 0x60]               // InterruptStatus
     mov [ebp + 0x64], eax               // InterruptACK
-    mov dword ptr [{apic} + 0xb0], 0    // end of interrupt
+1:  mov dword ptr [{apic} + 0xb0], 0    // end of interrupt
     add esp, 12
     jmp .Lawake
 
@@ -151,7 +156,15 @@ iovirt_microvm_guest_start:
     inc dword ptr [{bad}]
     mov eax, {kind_trouble}
     call .Lreport
-    mov dword ptr [ebp + 0x70], 0
+    xor eax, eax
+    // Falls through.
+
+// Sets the device's status. al = status; 0 resets.
+.Lset_status:
+    cmp dword ptr [{function}], 0
+    jne .Lset_status_pci
+    movzx eax, al
+    mov [ebp + 0x70], eax               // Status
     ret
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -159,6 +172,8 @@ iovirt_microvm_guest_start:
 
 .Ldevice:
     call .Lclear_record
+    cmp dword ptr [{function}], 0
+    jne .Lpci_device
     // Its line of the I/O APIC: the vector, edge-triggered, to the first processor.
     mov ecx, [ebx + {d_gsi}]
     lea ecx, [ecx * 2 + 0x11]
@@ -175,15 +190,22 @@ iovirt_microvm_guest_start:
     mov edx, [ebp + 4]                  // Version
     cmp edx, 2
     jne .Ltrouble
+    lea eax, [ebp + 0x100]
+    mov [{config}], eax                 // Config
     mov edx, [ebp + 8]                  // DeviceID
+// edx = type of the device.
+.Lby_type:
     cmp edx, 2
     je .Ldisk
     cmp edx, 1
     je .Lnetwork
+    mov eax, {trouble_no_device}
     jmp .Ltrouble
 
 // Resets, and takes of the device's features those in eax, and VIRTIO_F_VERSION_1. Carry: it refuses.
 .Lnegotiate:
+    cmp dword ptr [{function}], 0
+    jne .Lnegotiate_pci
     mov dword ptr [ebp + 0x70], 0       // Status: reset
     mov dword ptr [ebp + 0x70], 1       // ACKNOWLEDGE
     mov dword ptr [ebp + 0x70], 3       // DRIVER
@@ -210,18 +232,18 @@ iovirt_microvm_guest_start:
     mov [esi + {q_rings}], edi
     mov dword ptr [esi + {q_next}], 0
     mov dword ptr [esi + {q_seen}], 0
-    mov [ebp + 0x30], eax               // QueueSel
-    mov edx, [ebp + 0x34]               // QueueNumMax
-    cmp edx, {queue_size}
-    jbe 1f
-    mov edx, {queue_size}
-1:  mov [ebp + 0x38], edx               // QueueNum
-    mov [{size}], edx
-    dec edx
-    mov [esi + {q_mask}], edx
     mov ecx, {rings_len} / 4
     xor eax, eax
     rep stosd
+    cmp dword ptr [{function}], 0
+    jne .Lset_up_queue_pci
+    mov eax, [esi + {q_index}]
+    mov [ebp + 0x30], eax               // QueueSel
+    mov edx, [ebp + 0x34]               // QueueNumMax
+    call .Lchoose_size
+    mov [ebp + 0x38], edx               // QueueNum
+    lea eax, [ebp + 0x50]               // QueueNotify
+    mov [esi + {q_doorbell}], eax
     mov edi, [esi + {q_rings}]
     mov [ebp + 0x80], edi               // QueueDesc
     mov dword ptr [ebp + 0x84], 0
@@ -234,7 +256,17 @@ iovirt_microvm_guest_start:
     mov dword ptr [ebp + 0x44], 1       // QueueReady
     ret
 
-// The depth is what was asked for, as far as the queue has room. ecx = descriptors of one request.
+// edx = most entries of the queue, becomes how many it gets. esi = queue.
+.Lchoose_size:
+    cmp edx, {queue_size}
+    jbe 1f
+    mov edx, {queue_size}
+1:  mov [{size}], edx
+    lea eax, [edx - 1]
+    mov [esi + {q_mask}], eax
+    ret
+
+// The depth is what was asked for, as far as the queue has room. ecx = entries for each request. eax = depth.
 .Lset_depth:
     mov eax, [{size}]
     xor edx, edx
@@ -265,9 +297,14 @@ iovirt_microvm_guest_start:
     lea edx, [eax - 1]
     mov [edi + ecx * 2 + {available} + 6], dx   // used_event, behind the last entry
     mov [edi + {available} + 2], ax     // idx; stores are seen in this order
-    mov eax, [esi + {q_index}]
-    mov [ebp + 0x50], eax               // QueueNotify: the doorbell
     inc dword ptr [{doorbells}]
+    mov eax, [esi + {q_index}]
+    mov edi, [esi + {q_doorbell}]
+    cmp dword ptr [{function}], 0
+    jne 1f
+    mov [edi], eax
+    ret
+1:  mov [edi], ax
     ret
 
 // Waits until all that was made available has been used. esi = queue.
@@ -392,12 +429,13 @@ iovirt_microvm_guest_start:
     test eax, eax
     mov eax, {trouble_small_queue}
     jz .Ltrouble
-    mov dword ptr [ebp + 0x70], 15      // DRIVER_OK
+    mov al, 15                          // DRIVER_OK
+    call .Lset_status
 
     // The whole disk, or as much of it as was asked for.
-    mov eax, [ebp + 0x104]
-    mov edx, eax
-    mov eax, [ebp + 0x100]              // capacity in sectors
+    mov edi, [{config}]
+    mov eax, [edi]                      // capacity in sectors
+    mov edx, [edi + 4]
     shrd eax, edx, 3
     shr edx, 3
     jz 1f
@@ -438,8 +476,8 @@ iovirt_microvm_guest_start:
 4:  mov [{items}], eax
     mov eax, {phase_read_alone}
     call .Ltransfer
-    mov dword ptr [ebp + 0x70], 0       // the memory of its queue is the next device's
-    ret
+    xor eax, eax                        // the memory of its queue is the next device's
+    jmp .Lset_status
 
 // Descriptors: address, address's upper half, length, flags (1: next, 2: written by the device) and next.
 .Lmake_chains:
@@ -632,9 +670,15 @@ iovirt_microvm_guest_start:
     mov eax, 1
     mov edi, {rings_1}
     call .Lset_up_queue
-    mov ecx, 1
+    // A network may lose what comes while the device renews its buffers below, of which there are as many as entries.
+    mov ecx, 4
     call .Lset_depth
-    mov dword ptr [ebp + 0x70], 15      // DRIVER_OK
+    mov edx, [{size}]
+    test eax, eax
+    mov eax, {trouble_small_queue}
+    jz .Ltrouble
+    mov al, 15                          // DRIVER_OK
+    call .Lset_status
     mov eax, [{depth}]
     mov [{batch}], eax
     mov dword ptr [{what}], 1
@@ -662,8 +706,8 @@ iovirt_microvm_guest_start:
     mov [{items}], ecx
     mov eax, {phase_frames_alone}
     call .Lexchange
-2:  mov dword ptr [ebp + 0x70], 0
-    ret
+2:  xor eax, eax
+    jmp .Lset_status
 
 // A frame for each slot, from and to the card's own address, and the descriptors of both queues.
 .Lmake_frames:
@@ -692,8 +736,9 @@ iovirt_microvm_guest_start:
     mov esi, {template}
     rep movsd
     pop edi
-    mov eax, [ebp + 0x100]              // the address, 6 bytes
-    mov edx, [ebp + 0x104]
+    mov edx, [{config}]
+    mov eax, [edx]                      // the address, 6 bytes
+    mov edx, [edx + 4]
     mov [edi + 12], eax
     mov [edi + 16], dx
     mov [edi + 18], eax
@@ -811,9 +856,3 @@ iovirt_microvm_guest_start:
     ret
 1:  mov edi, {mismatches}
     jmp .Lcount_bad
-
-.global iovirt_microvm_guest_end
-.hidden iovirt_microvm_guest_end
-iovirt_microvm_guest_end:
-.code64
-.popsection

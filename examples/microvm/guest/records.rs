@@ -209,7 +209,7 @@ fn trouble(record: &Record) -> String {
     match record.get(Word::What) {
         TROUBLE_NO_DEVICE => format!("the guest has no driver for what it found there ({value:#x})"),
         TROUBLE_REFUSED => format!("the device refuses the features {value:#x} and VERSION_1"),
-        TROUBLE_SMALL_QUEUE => format!("a queue of {value} entries has no room for a request of three"),
+        TROUBLE_SMALL_QUEUE => format!("a queue of {value} entries has no room for a single request"),
         TROUBLE_SILENT => "the first frame did not come back".to_owned(),
         TROUBLE_EXCEPTION => {
             format!("the guest stopped with an exception at, or with error code, {value:#x}")
