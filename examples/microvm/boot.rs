@@ -291,7 +291,7 @@ mod tests {
             initrd: Some(initrd.path().to_owned()),
             command_line: command_line.to_owned(),
         };
-        load(memory, MEMORY, &source, 1, &[])
+        load(memory, MEMORY, &source, &acpi::Hardware { vcpus: 1, slots: &[], pci: false })
     }
 
     fn read<T: ByteValued>(memory: &GuestMemoryMmap, at: u64) -> T {

@@ -1,6 +1,6 @@
 //! Devices from their descriptions: pipeline, workers, registers, interrupt.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use iovirt::core::dma::DmaSpace;
 use iovirt::core::frontend::{Access, Frontend, Outcome};
 use iovirt::core::irq::{EventFdInterrupt, Interrupt};
 use iovirt::core::{WorkerConfig, WorkerHandle, WorkerThread};
-use iovirt::describe::{DescribeError, Description};
+use iovirt::describe::{Chain, DescribeError, Description};
 use iovirt::frontends::virtio::transport::TransportError;
 use iovirt::frontends::virtio::transport::mmio::{MmioDevice, REGION_SIZE};
 use iovirt::frontends::virtio::transport::pci::PciDevice;
@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A device, the workers that run it, and what it is called.
 #[derive(Debug)]
 pub(crate) struct Device {
-    description: Description,
+    /// What it is made of now: an exchange below a stage changes it.
+    description: Mutex<Description>,
     registers: Registers,
     // Behind the device, so that its queues outlive it no longer than they must.
     _workers: Vec<WorkerThread>,
@@ -133,7 +134,7 @@ impl Device {
             .map_err(|error| host(&error))?;
         let handles: Vec<_> = workers.iter().map(|worker| worker.handle().clone()).collect();
         let registers = behind(virtio, &handles).map_err(|error| host(&error))?;
-        Ok(Self { description, registers, _workers: workers })
+        Ok(Self { description: Mutex::new(description), registers, _workers: workers })
     }
 
     /// A device of a KVM machine.
@@ -195,9 +196,20 @@ impl Device {
         self.registers.frontend()
     }
 
+    /// What the device is made of now.
+    pub(crate) fn description(&self) -> Description {
+        self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Below the topmost stage of that name there is another stack now.
+    pub(crate) fn now_below(&self, stage: &str, chain: Chain) {
+        let mut description = self.description.lock().unwrap_or_else(PoisonError::into_inner);
+        put_below(&mut description.below, stage, chain);
+    }
+
     /// Whether what is written can be read again: everything but a null disk does.
     pub(crate) fn keeps_data(&self) -> bool {
-        self.description.below.backend.stage.name() != "null"
+        self.description().below.backend.stage.name() != "null"
     }
 
     /// Changes the size of the disk at the end of the pipeline, in bytes.
@@ -210,7 +222,7 @@ impl Device {
     /// Finishes what is in flight and makes it durable.
     pub(crate) fn finish(&self) {
         if self.frontend().drain().wait(PATIENCE) != Some(Outcome::Done) {
-            eprintln!("microvm: {}: requests were still in flight after {PATIENCE:?}", self.description);
+            eprintln!("microvm: {}: requests were still in flight after {PATIENCE:?}", self.description());
         }
     }
 
@@ -227,11 +239,23 @@ impl Device {
             stats: control.snapshot(),
         };
         DeviceReport {
-            pipeline: self.description.to_string(),
+            pipeline: self.description().to_string(),
             queues: self.registers.counters().into_iter().map(queue).collect(),
             stages: stages.controls::<StatsControl>().map(stage).collect(),
         }
     }
+}
+
+/// Puts a chain in the place of what is below the first stage of that name; gives it back where there is none.
+fn put_below(chain: &mut Chain, stage: &str, newcomer: Chain) -> Option<Chain> {
+    let Some(at) = chain.stages.iter().position(|spec| spec.name() == stage) else {
+        let mut branches = chain.backend.branches.iter_mut();
+        return branches.try_fold(newcomer, |newcomer, branch| put_below(branch, stage, newcomer));
+    };
+    chain.stages.truncate(at + 1);
+    chain.stages.extend(newcomer.stages);
+    chain.backend = newcomer.backend;
+    None
 }
 
 impl DeviceReport {

@@ -15,11 +15,13 @@ mod acpi;
 mod boot;
 mod bus;
 mod control;
+mod control_socket;
 mod cpuid;
 mod devices;
 mod entry;
 mod error;
 mod exits;
+mod gate;
 mod in_process;
 mod layout;
 mod machine;
@@ -34,7 +36,7 @@ mod terminal;
 mod vcpu;
 mod vm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -43,6 +45,7 @@ use iovirt::describe::{Description, parse_size};
 use iovirt::registry::Registry;
 
 use crate::boot::BootSource;
+use crate::control_socket::{ControlSocket, Operator};
 use crate::devices::{AttachDeviceError, Device, Place};
 use crate::error::MachineError;
 use crate::machine::Machine;
@@ -78,12 +81,32 @@ struct Options {
     /// Something to do while the guest runs, such as '6s resize 0 128M'; repeatable
     #[arg(long = "at", value_name = "TIME ACTION")]
     appointments: Vec<Appointment>,
+    /// Take requests, lines of JSON, on a Unix socket made here
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    /// Send a request to a machine's control socket and print the reply
+    #[arg(long, num_args = 2, value_names = ["SOCKET", "REQUEST"])]
+    tell: Option<Vec<String>>,
     /// Print the report at the end as a line of JSON
     #[arg(long)]
     json: bool,
     /// Print all stages with their keys
     #[arg(long)]
     list_stages: bool,
+}
+
+/// Prints a machine's reply; the exit code says whether it did what it was told.
+fn tell(socket: &Path, request: &str) -> ExitCode {
+    match control_socket::tell(socket, request) {
+        Ok(reply) => {
+            println!("{reply}");
+            if reply.starts_with("{\"ok\"") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("microvm: cannot talk to {}: {error}", socket.display());
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Why there is no report.
@@ -95,6 +118,8 @@ enum Failure {
     Device(#[from] devices::DeviceError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error("--control {}: {error}", path.display())]
+    ControlSocket { path: PathBuf, error: std::io::Error },
     #[error("{pipeline}: {error}")]
     InProcess { pipeline: String, error: in_process::RunError },
 }
@@ -113,6 +138,9 @@ fn main() -> ExitCode {
     if options.list_stages {
         print!("{}", iovirt::list_stages());
         return ExitCode::SUCCESS;
+    }
+    if let Some([socket, request]) = options.tell.as_deref() {
+        return tell(socket.as_ref(), request);
     }
     log_to_standard_error();
     match run(&options) {
@@ -134,7 +162,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<Report, Failure> {
-    let registry = Registry::standard();
+    let registry = Arc::new(Registry::standard());
     let parse = |(place, text): (Place, &String)| match registry.parse(text) {
         Ok(description) => Ok((place, description)),
         Err(error) => Err(Failure::Description { text: text.clone(), error }),
@@ -158,7 +186,7 @@ fn run(options: &Options) -> Result<Report, Failure> {
 }
 
 fn run_guest(
-    registry: &Registry,
+    registry: &Arc<Registry>,
     descriptions: Vec<(Place, Description)>,
     mut machine: Machine,
     options: &Options,
@@ -167,6 +195,12 @@ fn run_guest(
     let attach = |(place, description)| Device::attach(registry, description, place, &mut machine);
     let devices = Arc::new(descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?);
     schedule::keep(options.appointments.clone(), devices.clone(), machine.control.clone());
+    // Until the end of the run.
+    let _socket = options
+        .control
+        .as_ref()
+        .map(|path| control_socket(path, registry, &devices, &machine))
+        .transpose()?;
     let source = BootSource { kernel, initrd: options.initrd.clone(), command_line: options.cmdline.clone() };
     let outcome = machine.run(&source)?;
     devices.iter().for_each(Device::finish);
@@ -178,6 +212,17 @@ fn run_guest(
         devices: devices.iter().map(Device::report).collect(),
         exits: Some(outcome.exits),
     })
+}
+
+fn control_socket(
+    path: &Path,
+    registry: &Arc<Registry>,
+    devices: &Arc<Vec<Device>>,
+    machine: &Machine,
+) -> Result<ControlSocket, Failure> {
+    let operator = Operator::new(registry.clone(), devices.clone(), machine.control.clone());
+    let listening = ControlSocket::listen(path, Arc::new(operator));
+    listening.map_err(|error| Failure::ControlSocket { path: path.to_owned(), error })
 }
 
 fn run_in_process(

@@ -95,7 +95,12 @@ impl Vcpu {
         // SAFETY: the value lives as long as this call at most, and `self` longer.
         let kickable = unsafe { Kickable::enter(&mut self.fd) };
         let run = kickable.run;
+        let seat = control.gate.enter(self.index);
         while !control.stopping() {
+            if control.gate.is_closed() {
+                // An access that a device has answered is finished, and then the guest is not entered.
+                self.fd.set_kvm_immediate_exit(1);
+            }
             let kind = match self.fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => {
                     // SAFETY: the exit is one of port I/O, so that the kernel filled this member of the union; no
@@ -151,6 +156,11 @@ impl Vcpu {
                 }
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                     self.fd.set_kvm_immediate_exit(0);
+                    if control.gate.is_closed() {
+                        seat.wait(|| control.stopping(), || Err("it is not known here".into()));
+                        // A guest that knows KVM's clock takes the pause for what it is; others get no word.
+                        let _ = self.fd.kvmclock_ctrl();
+                    }
                     ExitKind::Interrupted
                 }
                 Err(error) => {
