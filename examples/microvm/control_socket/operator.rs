@@ -146,9 +146,10 @@ impl Operator {
             exchange(&control, self.registry.build_net(&chain), limit)?;
         } else {
             let reason = "nothing below it can be exchanged: a stage `swappable` makes a place for that";
-            return Err(match stages.iter().any(|found| found.name == stage) {
-                true => format!("`{stage}` of device {number} is no such place, and {reason}"),
-                false => format!("device {number} has no stage `{stage}`, and {reason}"),
+            return Err(if stages.iter().any(|found| found.name == stage) {
+                format!("`{stage}` of device {number} is no such place, and {reason}")
+            } else {
+                format!("device {number} has no stage `{stage}`, and {reason}")
             });
         }
         device.now_below(stage, chain);
@@ -246,7 +247,9 @@ fn exchange<R: Family>(
             match ticket.wait(RESUME) {
                 Some(Outcome::Done) => return Ok(()),
                 _ => {
-                    return Err(format!("the stack in place did not come to rest within {limit:?}; it stays"));
+                    return Err(format!(
+                        "the stack in place did not come to rest within {limit:?}; it stays"
+                    ));
                 }
             }
         }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer};
 /// The longest line in bytes, without its end.
 pub(crate) const LONGEST_LINE: usize = 64 << 10;
 
+/// How many characters of an error are told.
+const TOLD: usize = 300;
+
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
@@ -100,7 +103,12 @@ impl Request {
         if line.len() > LONGEST_LINE {
             return Err(too_long());
         }
-        serde_json::from_slice(line).map_err(|error| format!("this is no request: {error}"))
+        serde_json::from_slice(line).map_err(|error| {
+            // It may quote what the client sent.
+            let told: String =
+                error.to_string().chars().filter(|char| !char.is_control()).take(TOLD).collect();
+            format!("this is no request: {told}")
+        })
     }
 }
 
