@@ -26,6 +26,8 @@ pub(crate) enum Stop {
     Quit,
     /// A client of the control socket asked for the end.
     Told,
+    /// The machine is in a file.
+    Saved,
     /// A signal told the process to end.
     Signal(i32),
 }
@@ -37,7 +39,7 @@ impl Stop {
     /// 128 + n for signal n.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::PowerOff | Self::Quit | Self::Told => 0,
+            Self::PowerOff | Self::Quit | Self::Told | Self::Saved => 0,
             Self::ExitPort(code) => *code,
             Self::Reset => 64,
             Self::TripleFault => 65,
@@ -56,6 +58,7 @@ impl Stop {
             Self::Failed(reason) => reason.clone(),
             Self::Quit => "left by Ctrl-A x".to_owned(),
             Self::Told => "ended over the control socket".to_owned(),
+            Self::Saved => "saved".to_owned(),
             Self::Signal(number) => format!("ended by signal {number}"),
         }
     }

@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Device {
     /// What it is made of now: an exchange below a stage changes it.
     description: Mutex<Description>,
+    place: Place,
     registers: Registers,
     // Behind the device, so that its queues outlive it no longer than they must.
     _workers: Vec<WorkerThread>,
@@ -42,6 +43,16 @@ pub(crate) enum Place {
     Mmio,
     /// On the PCI bus.
     Pci,
+}
+
+impl Place {
+    /// For a sentence.
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            Self::Mmio => "on virtio-mmio",
+            Self::Pci => "on the PCI bus",
+        }
+    }
 }
 
 /// A device behind its transport.
@@ -134,7 +145,11 @@ impl Device {
             .map_err(|error| host(&error))?;
         let handles: Vec<_> = workers.iter().map(|worker| worker.handle().clone()).collect();
         let registers = behind(virtio, &handles).map_err(|error| host(&error))?;
-        Ok(Self { description: Mutex::new(description), registers, _workers: workers })
+        let place = match &registers {
+            Registers::Mmio(_) => Place::Mmio,
+            Registers::Pci(_) => Place::Pci,
+        };
+        Ok(Self { description: Mutex::new(description), place, registers, _workers: workers })
     }
 
     /// A device of a KVM machine.
@@ -194,6 +209,11 @@ impl Device {
     /// The registers.
     pub(crate) fn frontend(&self) -> Arc<dyn Frontend> {
         self.registers.frontend()
+    }
+
+    /// Where the guest finds it.
+    pub(crate) fn place(&self) -> Place {
+        self.place
     }
 
     /// What the device is made of now.

@@ -97,7 +97,6 @@ impl Gate {
     }
 
     /// Has every vCPU that waits tell its state; in the order of their numbers.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for saving"))]
     pub(crate) fn ask(&self, limit: Duration) -> Result<Vec<Vec<u8>>, String> {
         let end = Instant::now() + limit;
         let mut state = self.state();

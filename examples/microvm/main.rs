@@ -32,6 +32,7 @@ mod report;
 mod rtc;
 mod schedule;
 mod serial;
+mod snapshot;
 mod terminal;
 mod vcpu;
 mod vm;
@@ -45,12 +46,14 @@ use iovirt::describe::{Description, parse_size};
 use iovirt::registry::Registry;
 
 use crate::boot::BootSource;
+use crate::control::Stop;
 use crate::control_socket::{ControlSocket, Operator};
 use crate::devices::{AttachDeviceError, Device, Place};
 use crate::error::MachineError;
-use crate::machine::Machine;
+use crate::machine::{Begin, Machine};
 use crate::report::Report;
 use crate::schedule::Appointment;
+use crate::snapshot::Snapshot;
 
 /// Boots Linux in a small KVM machine with virtual devices; without a kernel, or where KVM cannot run one, drives the same
 /// devices in this process.
@@ -78,6 +81,9 @@ struct Options {
     /// A device on the PCI bus; repeatable
     #[arg(long = "pci-device", value_name = "PIPELINE")]
     pci_devices: Vec<String>,
+    /// Go on with a machine that was saved in this file; devices are those of the file unless others are given
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "memory", "vcpus"])]
+    restore: Option<PathBuf>,
     /// Something to do while the guest runs, such as '6s resize 0 128M'; repeatable
     #[arg(long = "at", value_name = "TIME ACTION")]
     appointments: Vec<Appointment>,
@@ -170,6 +176,9 @@ fn run(options: &Options) -> Result<Report, Failure> {
     let mmio = options.devices.iter().map(|text| (Place::Mmio, text));
     let pci = options.pci_devices.iter().map(|text| (Place::Pci, text));
     let descriptions = mmio.chain(pci).map(parse).collect::<Result<Vec<_>, _>>()?;
+    if let Some(file) = &options.restore {
+        return restore(&registry, descriptions, options, file);
+    }
     let Some(kernel) = &options.kernel else {
         return run_in_process(&registry, descriptions, "no --kernel was given");
     };
@@ -177,7 +186,11 @@ fn run(options: &Options) -> Result<Report, Failure> {
     let readable = std::fs::File::open(kernel);
     readable.map_err(|source| MachineError::Read { path: kernel.clone(), source })?;
     match Machine::new(options.memory, options.vcpus) {
-        Ok(machine) => run_guest(&registry, descriptions, machine, options, kernel.clone()),
+        Ok(machine) => {
+            let (initrd, command_line) = (options.initrd.clone(), options.cmdline.clone());
+            let source = BootSource { kernel: kernel.clone(), initrd, command_line };
+            run_guest(&registry, descriptions, machine, options, Origin::Boot(&source))
+        }
         Err(error @ (MachineError::OpenKvm(_) | MachineError::No64Bit(_) | MachineError::KvmLacks(_))) => {
             run_in_process(&registry, descriptions, &error.to_string())
         }
@@ -190,7 +203,7 @@ fn run_guest(
     descriptions: Vec<(Place, Description)>,
     mut machine: Machine,
     options: &Options,
-    kernel: PathBuf,
+    origin: Origin<'_>,
 ) -> Result<Report, Failure> {
     let attach = |(place, description)| Device::attach(registry, description, place, &mut machine);
     let devices = Arc::new(descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?);
@@ -201,9 +214,14 @@ fn run_guest(
         .as_ref()
         .map(|path| control_socket(path, registry, &devices, &machine))
         .transpose()?;
-    let source = BootSource { kernel, initrd: options.initrd.clone(), command_line: options.cmdline.clone() };
-    let outcome = machine.run(&source)?;
-    devices.iter().for_each(Device::finish);
+    let outcome = machine.run(&match origin {
+        Origin::Boot(source) => Begin::Boot(source),
+        Origin::Saved(snapshot) => Begin::Restore(snapshot, &devices),
+    })?;
+    // What a saved machine has in flight is the business of whoever goes on with it.
+    if outcome.stop != Stop::Saved {
+        devices.iter().for_each(Device::finish);
+    }
     Ok(Report {
         driven_by: "KVM",
         end: outcome.stop.describe(),
@@ -214,13 +232,41 @@ fn run_guest(
     })
 }
 
+/// Where a guest comes from.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Boot(&'a BootSource),
+    Saved(&'a Snapshot),
+}
+
+/// Goes on with a machine that was saved.
+fn restore(
+    registry: &Arc<Registry>,
+    given: Vec<(Place, Description)>,
+    options: &Options,
+    file: &Path,
+) -> Result<Report, Failure> {
+    let snapshot = Snapshot::open(file).map_err(MachineError::Snapshot)?;
+    let saved = |(place, text): (Place, &str)| match registry.parse(text) {
+        Ok(description) => Ok((place, description)),
+        Err(error) => Err(Failure::Description { text: text.to_owned(), error }),
+    };
+    let descriptions =
+        if given.is_empty() { snapshot.devices().map(saved).collect::<Result<_, _>>()? } else { given };
+    let places: Vec<Place> = descriptions.iter().map(|(place, _)| *place).collect();
+    snapshot.check_places(&places).map_err(MachineError::Snapshot)?;
+    let machine = Machine::new(snapshot.memory_size(), snapshot.vcpu_count())?;
+    run_guest(registry, descriptions, machine, options, Origin::Saved(&snapshot))
+}
+
 fn control_socket(
     path: &Path,
     registry: &Arc<Registry>,
     devices: &Arc<Vec<Device>>,
     machine: &Machine,
 ) -> Result<ControlSocket, Failure> {
-    let operator = Operator::new(registry.clone(), devices.clone(), machine.control.clone());
+    let (control, fixed) = (machine.control.clone(), machine.fixed());
+    let operator = Operator::new(registry.clone(), devices.clone(), control, Some(fixed));
     let listening = ControlSocket::listen(path, Arc::new(operator));
     listening.map_err(|error| Failure::ControlSocket { path: path.to_owned(), error })
 }

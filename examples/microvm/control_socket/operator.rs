@@ -1,5 +1,6 @@
 //! Carries out what clients ask for.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,12 @@ use iovirt::registry::{Options, Registry, TypedStage};
 use iovirt::sched::scheduled::ScheduledControl;
 use serde_json::{Value, json};
 
-use super::request::{Deadline, Request, Size};
+use super::request::{Deadline, Request, Size, Then};
 use super::{Reply, Serve};
 use crate::control::{Control, Stop};
 use crate::devices::Device;
 use crate::gate::StillRunning;
+use crate::snapshot::{Fixed, Saver};
 use crate::vcpu;
 
 /// How long a device may take to go on.
@@ -35,14 +37,23 @@ pub(crate) struct Operator {
     registry: Arc<Registry>,
     devices: Arc<Vec<Device>>,
     control: Arc<Control>,
+    /// None where there is no guest.
+    saver: Option<Saver>,
     /// Whether the machine pauses. Held by whatever changes the machine, one thing at a time.
     paused: Mutex<bool>,
 }
 
 impl Operator {
-    /// One for these devices.
-    pub(crate) fn new(registry: Arc<Registry>, devices: Arc<Vec<Device>>, control: Arc<Control>) -> Self {
-        Self { registry, devices, control, paused: Mutex::new(false) }
+    /// One for these devices; without the rest of a machine, that cannot be saved.
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        devices: Arc<Vec<Device>>,
+        control: Arc<Control>,
+        fixed: Option<Fixed>,
+    ) -> Self {
+        let saver = |fixed| Saver { fixed, devices: devices.clone(), control: control.clone() };
+        let saver = fixed.map(saver);
+        Self { registry, devices, control, saver, paused: Mutex::new(false) }
     }
 
     fn change(&self) -> Result<MutexGuard<'_, bool>, String> {
@@ -135,6 +146,38 @@ impl Operator {
         Ok(json!("running"))
     }
 
+    /// Pauses, writes the file, and goes on or ends. A device that is stuck can only be saved by a machine that ends, as its
+    /// requests would be done twice otherwise.
+    fn save(&self, path: &Path, then: Then, Deadline(limit): Deadline) -> Result<Value, String> {
+        let mut paused = self.change()?;
+        let saver = self.saver.as_ref().ok_or("there is no guest to be saved")?;
+        let end = Instant::now() + limit;
+        let mut stuck = Vec::new();
+        if !*paused {
+            self.stop_vcpus(limit)?;
+            stuck = self.drain(end);
+        }
+        let saved = match stuck.first() {
+            Some(device) if then == Then::Resume => Err(format!(
+                "device {device} did not come to rest within {limit:?}: it can only be saved by a machine that ends (\"then\":\"quit\")"
+            )),
+            _ => saver.save(path).map_err(|error| error.to_string()),
+        };
+        match saved {
+            Ok(bytes) if then == Then::Quit => {
+                Ok(json!({ "memory": bytes, "devices-with-requests-in-flight": stuck }))
+            }
+            Ok(bytes) => {
+                self.go_on()?;
+                *paused = false;
+                Ok(json!({ "memory": bytes }))
+            }
+            // As it was before.
+            Err(error) if *paused => Err(error),
+            Err(error) => self.go_on().and(Err(error)),
+        }
+    }
+
     fn swap(&self, number: usize, stage: &str, to: &str, limit: Duration) -> Result<Value, String> {
         let _one = self.change()?;
         let device = self.device(number)?;
@@ -212,6 +255,11 @@ impl Serve for Operator {
             Request::Resize { device, size } => self.resize(device, size),
             Request::Pause { deadline } => self.pause(deadline),
             Request::Resume {} => self.resume(),
+            Request::Save { path, then, deadline } => {
+                let result = self.save(&path, then, deadline);
+                let end = (then == Then::Quit && result.is_ok()).then_some(Stop::Saved);
+                return Reply { result, end };
+            }
             Request::Swap { device, stage, to, deadline } => self.swap(device, &stage, &to, deadline.0),
             Request::Set { device, to } => self.set(device, &to),
             Request::Release { device, stage } => self.release(device, &stage),

@@ -1,5 +1,6 @@
 //! What a client can ask for, a line of JSON each.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use iovirt::describe::{parse_size, parse_time};
@@ -28,6 +29,14 @@ pub(crate) enum Request {
     },
     /// The way back from a pause.
     Resume {},
+    /// Writes the machine to a file.
+    Save {
+        path: PathBuf,
+        #[serde(default)]
+        then: Then,
+        #[serde(default)]
+        deadline: Deadline,
+    },
     /// Puts another stack in the place of the one below a stage.
     Swap {
         device: usize,
@@ -47,6 +56,17 @@ pub(crate) enum Request {
     Remove { device: usize, stage: String, branch: usize },
     /// Ends the machine.
     Quit {},
+}
+
+/// What becomes of a machine that was saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Then {
+    /// It goes on.
+    #[default]
+    Resume,
+    /// It ends.
+    Quit,
 }
 
 /// A number of bytes: a number, or text such as `"128M"`.
@@ -123,7 +143,8 @@ mod tests {
 
     use super::*;
 
-    const EXAMPLES: [&str; 10] = [
+    const EXAMPLES: [&str; 11] = [
+        r#"{"do":"save","path":"vm.saved","then":"quit"}"#,
         r#"{"do":"devices"}"#,
         r#"{"do":"stats"}"#,
         r#"{"do":"resize","device":0,"size":"128M"}"#,

@@ -15,7 +15,7 @@ fn operator(descriptions: &[&str]) -> Operator {
         Device::new(&registry, registry.parse(text).unwrap(), &space, interrupt).unwrap()
     };
     let devices = Arc::new(descriptions.iter().map(device).collect());
-    Operator::new(registry, devices, Arc::new(Control::new().unwrap()))
+    Operator::new(registry, devices, Arc::new(Control::new().unwrap()), None)
 }
 
 /// What a client would read.
@@ -61,6 +61,7 @@ fn what_cannot_be_done_is_said_in_a_sentence() {
         (r#"{"do":"set","device":0,"to":"stats"}"#, "device 0 has no stage `stats`"),
         (r#"{"do":"release","device":0,"stage":"memory"}"#, "that holds requests"),
         (r#"{"do":"resume"}"#, "the machine does not pause"),
+        (r#"{"do":"save","path":"x"}"#, "there is no guest"),
     ] {
         let reply = ask(&operator, request);
         assert!(reply.starts_with(r#"{"error":""#), "{request}: {reply}");
