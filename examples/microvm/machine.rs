@@ -205,7 +205,7 @@ impl Start<'_> {
             Self::At(entry) => (0..count).map(|index| Vcpu::new(vm, index, count, *entry)).collect(),
             Self::Restored(snapshot, devices, fixed) => {
                 let restored = (0..).zip(snapshot.vcpus());
-                let restored = restored.map(|(index, saved)| Vcpu::restored(vm, index, saved));
+                let restored = restored.map(|(index, saved)| Vcpu::restored(vm, index, count, saved));
                 let processors = restored.collect::<Result<Vec<_>, _>>()?;
                 snapshot.restore(fixed, devices)?;
                 Ok(processors)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use iovirt::core::state::SavedState;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry, kvm_run};
+use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
@@ -71,14 +71,11 @@ impl Vcpu {
         Ok(Self { index, fd, counters: Arc::default(), stats })
     }
 
-    /// Processor `index` as it was saved.
-    pub(crate) fn restored(vm: &Vm, index: u32, saved: &VcpuState) -> Result<Self, MachineError> {
+    /// Processor `index` of `count` as it was saved.
+    pub(crate) fn restored(vm: &Vm, index: u32, count: u32, saved: &VcpuState) -> Result<Self, MachineError> {
         let fd = vm.fd().create_vcpu(u64::from(index)).map_err(MachineError::kvm("create a vCPU"))?;
         check_host(vm.fd())?;
-        let supported = vm
-            .kvm()
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(MachineError::kvm("ask for the CPUID"))?;
+        let supported = cpuid::for_vcpu(vm.kvm(), index, count)?;
         fd.set_cpuid2(&saved.cpuid(&supported)?).map_err(MachineError::kvm("set a vCPU's CPUID"))?;
         saved.write(&fd)?;
         let stats = StatsFd::open(&fd);

@@ -64,7 +64,8 @@ fn damage_is_noticed() {
     for round in 0..rounds_or(400) {
         let mut bad = good.clone();
         // Half of it near the start, where lengths are, but not in the head, which has a checksum of its own.
-        let mut at = rng.below(if rng.one_in(2) { 64 } else { good.len() as u64 }) as usize;
+        let reach = if rng.one_in(2) { 64 } else { good.len() as u64 };
+        let mut at = rng.below(reach) as usize;
         if (16..22).contains(&at) {
             at = 22;
         }

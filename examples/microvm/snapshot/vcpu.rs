@@ -17,6 +17,9 @@ const CR4_VMXE: u64 = 1 << 13;
 const EFER_SVME: u64 = 1 << 12;
 /// Leaves of CPUID whose bits are features: a processor may have more of them, but not fewer.
 const FEATURE_LEAVES: [u32; 5] = [1, 7, 0x8000_0001, 0x8000_0008, 0x4000_0001];
+/// Bits that follow what the guest has switched on.
+const OSXSAVE: u32 = 1 << 27;
+const OSPKE: u32 = 1 << 4;
 /// How many registers are asked for at once.
 const BATCH: usize = 128;
 
@@ -85,7 +88,7 @@ impl VcpuState {
         })
     }
 
-    /// What this vCPU was told about itself, if a processor of this host can be that.
+    /// What this vCPU was told about itself, if a processor of this host can be that: `supported` is what it would be told here.
     pub(crate) fn cpuid(&self, supported: &CpuId) -> Result<CpuId, SnapshotError> {
         for saved in self.cpuid.iter().filter(|entry| FEATURE_LEAVES.contains(&entry.function)) {
             let same =
@@ -93,8 +96,9 @@ impl VcpuState {
             let here = supported.as_slice().iter().find(same).copied().unwrap_or_default();
             // Leaf 1 has numbers in EAX and EBX, leaf 7 in EAX, and the AMD ones elsewhere than in these.
             let (had, has) = match saved.function {
-                1 | 0x8000_0001 => ([saved.ecx, saved.edx, 0], [here.ecx, here.edx, 0]),
-                7 => ([saved.ebx, saved.ecx, saved.edx], [here.ebx, here.ecx, here.edx]),
+                1 => ([saved.ecx & !OSXSAVE, saved.edx, 0], [here.ecx, here.edx, 0]),
+                0x8000_0001 => ([saved.ecx, saved.edx, 0], [here.ecx, here.edx, 0]),
+                7 => ([saved.ebx, saved.ecx & !OSPKE, saved.edx], [here.ebx, here.ecx, here.edx]),
                 0x8000_0008 => ([saved.ebx, 0, 0], [here.ebx, 0, 0]),
                 _ => ([saved.eax, 0, 0], [here.eax, 0, 0]),
             };

@@ -8,7 +8,11 @@ mod pci_pin;
 mod readonly;
 mod resize;
 mod rootfs;
+mod save_restore;
 mod smp;
+mod swap;
+mod terminated;
+mod vanished;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +22,7 @@ use crate::lab::filesystem::{self, noise};
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 8] = [
+pub(crate) const ALL: [&Case; 12] = [
     &exit_code::CASE,
     &rootfs::CASE,
     &discard::CASE,
@@ -27,6 +31,10 @@ pub(crate) const ALL: [&Case; 8] = [
     &smp::CASE,
     &pci::CASE,
     &pci_pin::CASE,
+    &save_restore::CASE,
+    &swap::CASE,
+    &vanished::CASE,
+    &terminated::CASE,
 ];
 
 /// A case. Files are named relative to the case's own folder.
@@ -48,6 +56,8 @@ pub(crate) struct Case {
     pub words: &'static str,
     /// Further options of our VMM.
     pub options: &'static [&'static str],
+    /// What the lab machine does in place of just running our VMM; see `xtask/lab/host/lib.sh`. Such a case has no reference.
+    pub host: Option<&'static str>,
     /// The same devices in QEMU's words, for runs against QEMU's own.
     pub reference: &'static [&'static str],
     /// What to tell QEMU's monitor once the guest says that it is ready.
@@ -72,6 +82,7 @@ pub(crate) const BLANK: Case = Case {
     pci_devices: &[],
     words: "",
     options: &[],
+    host: None,
     reference: &[],
     command: None,
     code: 0,

@@ -28,6 +28,10 @@ pub(crate) fn run(cases: &[&'static Case]) -> Result<Vec<Verdict>> {
     write(&ramdisk, parts.guest()?)?;
     let mut verdicts = Vec::new();
     for case in cases {
+        if case.host.is_some() {
+            println!("reference {:<12} has none: it is about our VMM", case.name);
+            continue;
+        }
         let outcome =
             Outcome { before: run.join(case.name).join("before"), after: run.join(case.name).join("after") };
         fs::create_dir_all(&outcome.before).context(outcome.before.display())?;
