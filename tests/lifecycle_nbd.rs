@@ -97,7 +97,7 @@ fn above(stages: &str, below: Stack) -> Stack {
 /// Runs the case over fresh servers; `None` where there is no such program.
 fn live(program: &str, stages: &str, count: u64) -> Option<Result<Run, lifecycle::Failure>> {
     if Server::start(program).is_none() {
-        eprintln!("SKIPPED: {program} is not installed");
+        iovirt::core::test_utils::skipped(format_args!("{program} is not installed"));
         return None;
     }
     let server = RefCell::new(None);

@@ -2,9 +2,9 @@
 
 use super::context::WorkerContext;
 use super::run::Inbox;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a worker runs: usually one device queue with the stack below it.
 ///

@@ -40,6 +40,7 @@
 //!
 //! # Promises
 //! * The lock is taken at most once in a `kick` and once in a `poll`, and not at all where there is nothing to tell and no mail.
+//! * Tokens for frames wait for no turn and take no place: they are no work, and may be below for ever.
 //! * A drain lets what waits go at once, past the depth; the pipeline is charged for it. While a queue drains nothing waits.
 //! * A queue that is dropped gives back what it was granted, and takes back what it asked for; so does a pipeline.
 //! * A receive token of a network passes, and takes no turn: it waits for what comes, and would hold its place meanwhile.

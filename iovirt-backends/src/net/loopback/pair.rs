@@ -1,9 +1,9 @@
 //! What the two sides of a pair share: tokens that wait, and tokens that have a frame.
 
 use iovirt_core::request::net::NetRequest;
+use iovirt_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use iovirt_core::worker::{LaneWaker, WorkerContext};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One pair of queues.
 #[derive(Debug, Default)]

@@ -50,14 +50,6 @@ pub use ticket::{InvalidateStatus, InvalidateTicket};
 
 use slots::Slots;
 
-/// What the model checker replaces.
-mod sync {
-    #[cfg(all(test, loom))]
-    pub(super) use loom::sync::atomic::{AtomicU64, Ordering, fence};
-    #[cfg(not(all(test, loom)))]
-    pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
-}
-
 /// A range of I/O virtual addresses, never empty. The last one is included, so that it can reach the end of the space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IovaRange {

@@ -28,10 +28,10 @@ use crate::frontend::{Completer, Ticket};
 use crate::interposer::Interposer;
 use crate::request::{Depth, Request};
 use crate::state::{StageStates, StateError};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::worker::{LaneWaker, WorkerContext};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use thiserror::Error;
 
 /// A place in a pipeline where the stack below can be exchanged while devices use it.

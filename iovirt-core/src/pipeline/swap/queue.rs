@@ -4,10 +4,10 @@ use super::{Phase, Shared};
 use crate::backend::{Backend, Mode, Queue};
 use crate::pipeline::{BoxBackend, BoxQueue, Event};
 use crate::request::{Completion, Completions, Depth, Request};
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 use crate::worker::WorkerContext;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The data plane of a [`Swappable`](super::Swappable).
 pub struct SwappableQueue<R: Request> {

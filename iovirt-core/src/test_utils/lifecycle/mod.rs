@@ -27,6 +27,8 @@
 //! assert!(report.requests > 0 && report.operations() > 0);
 //! ```
 
+#[cfg(test)]
+mod broken;
 pub mod device;
 mod ops;
 mod slow;
@@ -35,6 +37,7 @@ mod slow_net;
 mod tests;
 mod world;
 
+pub use ops::Operation;
 pub use slow::{SlowDisk, SlowHandle};
 pub use slow_net::{SlowNet, SlowNetHandle};
 
@@ -66,12 +69,22 @@ pub struct Case<'a> {
     pub host_works: bool,
     /// Steps of a run, before what is left comes home and everything is read back.
     pub steps: u64,
+    /// What happens in the middle of load.
+    pub operations: &'a [Operation],
 }
 
 impl<'a> Case<'a> {
     /// A stack that keeps what is written, in runs of 300 steps.
     pub fn new(name: &'a str, disk: &'a dyn Fn() -> Stack, above: &'a dyn Fn(Stack) -> Stack) -> Self {
-        Self { name, disk, above, keeps_data: true, host_works: false, steps: 300 }
+        Self {
+            name,
+            disk,
+            above,
+            keeps_data: true,
+            host_works: false,
+            steps: 300,
+            operations: Operation::ALL,
+        }
     }
 
     /// The same for a disk that throws away what is written.
@@ -85,6 +98,13 @@ impl<'a> Case<'a> {
     #[must_use]
     pub fn on_the_host(mut self) -> Self {
         self.host_works = true;
+        self
+    }
+
+    /// The same with these operations only.
+    #[must_use]
+    pub fn only(mut self, operations: &'a [Operation]) -> Self {
+        self.operations = operations;
         self
     }
 
