@@ -22,6 +22,8 @@ pub(crate) struct Gate {
 struct State {
     /// Counts orders to tell what a vCPU's state is.
     order: u64,
+    /// How many vCPUs there are, also those whose threads have not come so far.
+    count: usize,
     members: Vec<Member>,
 }
 
@@ -60,6 +62,11 @@ impl Gate {
         self.closed.load(Ordering::SeqCst)
     }
 
+    /// There will be so many vCPUs.
+    pub(crate) fn expect(&self, count: usize) {
+        self.state().count = count;
+    }
+
     /// This thread runs vCPU `index`.
     pub(crate) fn enter(&self, index: u32) -> Seat<'_> {
         // SAFETY: the call has no precondition and cannot fail.
@@ -76,7 +83,7 @@ impl Gate {
         loop {
             let running: Vec<u32> =
                 state.members.iter().filter(|member| !member.waits).map(|member| member.index).collect();
-            if running.is_empty() {
+            if running.is_empty() && state.members.len() >= state.count {
                 return Ok(());
             }
             if Instant::now() >= end {
@@ -150,7 +157,10 @@ impl Seat<'_> {
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        self.gate.state().members.retain(|member| member.index != self.index);
+        let mut state = self.gate.state();
+        state.members.retain(|member| member.index != self.index);
+        state.count = state.count.saturating_sub(1);
+        drop(state);
         self.gate.changed.notify_all();
     }
 }
@@ -215,6 +225,9 @@ mod tests {
     #[test]
     fn a_vcpu_that_does_not_come_is_named_and_all_go_on() {
         let gate = Gate::default();
+        gate.expect(1);
+        // One whose thread has not come is no number to tell, and no reason to go on.
+        assert_eq!(gate.close(Duration::ZERO, |_| ()), Err(StillRunning(vec![])));
         let _seat = gate.enter(7);
         assert_eq!(gate.close(Duration::ZERO, |_| ()), Err(StillRunning(vec![7])));
         assert!(!gate.is_closed());

@@ -6,7 +6,7 @@
 //! machine.mmio.insert(slot.address, layout::MMIO_LEN, "virtio-blk", device)?;
 //! machine.vm.irqfd(&interrupt_event, slot.gsi)?;
 //! machine.vm.queue_doorbell(&queue_event, slot, 0)?;                 // for each queue
-//! let outcome = machine.run(&Begin::Boot(&source))?;                 // until the guest ends
+//! let outcome = machine.run(&Begin::Boot(&source), || ())?;          // until the guest ends
 //! ```
 
 use std::io;
@@ -118,8 +118,9 @@ impl Machine {
         Fixed { vm: self.vm.handle(), serial, rtc, power, pci: self.pci.clone() }
     }
 
-    /// Boots, or goes on where another process stopped, and runs until the guest, the user or a signal ends it.
-    pub(crate) fn run(self, begin: &Begin<'_>) -> Result<Outcome, MachineError> {
+    /// Boots, or goes on where another process stopped, and runs until the guest, the user or a signal ends it. `running` is
+    /// called once the guest runs.
+    pub(crate) fn run(self, begin: &Begin<'_>, running: impl FnOnce()) -> Result<Outcome, MachineError> {
         let memory = self.vm.memory();
         let start = match begin {
             Begin::Boot(source) => {
@@ -138,7 +139,10 @@ impl Machine {
             .serve(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&self.control))
             .map_err(MachineError::host("start the console's thread"))?;
         let control = Arc::clone(&self.control);
-        let outcome = self.execute(&start, |signals| signals.wait_for_end(&control));
+        let outcome = self.execute(&start, |signals| {
+            running();
+            signals.wait_for_end(&control);
+        });
         control.stop(Stop::Quit);
         // It waits for the control's event, so it has ended or is about to.
         let _ = console.join();
@@ -155,6 +159,7 @@ impl Machine {
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
         vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
         let started = Instant::now();
+        control.gate.expect(processors.len());
         let mut running = Vec::new();
         let mut failure = None;
         for processor in processors {

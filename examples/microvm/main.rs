@@ -207,17 +207,25 @@ fn run_guest(
 ) -> Result<Report, Failure> {
     let attach = |(place, description)| Device::attach(registry, description, place, &mut machine);
     let devices = Arc::new(descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?);
-    schedule::keep(options.appointments.clone(), devices.clone(), machine.control.clone());
+    let bind = |path: &PathBuf| {
+        ControlSocket::bind(path).map_err(|error| Failure::ControlSocket { path: path.clone(), error })
+    };
     // Until the end of the run.
-    let _socket = options
-        .control
-        .as_ref()
-        .map(|path| control_socket(path, registry, &devices, &machine))
-        .transpose()?;
-    let outcome = machine.run(&match origin {
+    let socket = options.control.as_ref().map(bind).transpose()?;
+    let (control, fixed) = (machine.control.clone(), machine.fixed());
+    let begin = match origin {
         Origin::Boot(source) => Begin::Boot(source),
         Origin::Saved(snapshot) => Begin::Restore(snapshot, &devices),
-    })?;
+    };
+    // Not before, as a device that is being restored would forget what happened to it.
+    let running = || {
+        schedule::keep(options.appointments.clone(), devices.clone(), control.clone());
+        let operator = Operator::new(registry.clone(), devices.clone(), control.clone(), Some(fixed));
+        if let Some(Err(error)) = socket.as_ref().map(|socket| socket.serve(Arc::new(operator))) {
+            eprintln!("microvm: the control socket is not served: {error}");
+        }
+    };
+    let outcome = machine.run(&begin, running)?;
     // What a saved machine has in flight is the business of whoever goes on with it.
     if outcome.stop != Stop::Saved {
         devices.iter().for_each(Device::finish);
@@ -257,18 +265,6 @@ fn restore(
     snapshot.check_places(&places).map_err(MachineError::Snapshot)?;
     let machine = Machine::new(snapshot.memory_size(), snapshot.vcpu_count())?;
     run_guest(registry, descriptions, machine, options, Origin::Saved(&snapshot))
-}
-
-fn control_socket(
-    path: &Path,
-    registry: &Arc<Registry>,
-    devices: &Arc<Vec<Device>>,
-    machine: &Machine,
-) -> Result<ControlSocket, Failure> {
-    let (control, fixed) = (machine.control.clone(), machine.fixed());
-    let operator = Operator::new(registry.clone(), devices.clone(), control, Some(fixed));
-    let listening = ControlSocket::listen(path, Arc::new(operator));
-    listening.map_err(|error| Failure::ControlSocket { path: path.to_owned(), error })
 }
 
 fn run_in_process(

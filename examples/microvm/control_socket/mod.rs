@@ -68,15 +68,21 @@ pub(crate) trait Serve: Send + Sync + 'static {
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     path: PathBuf,
+    listener: UnixListener,
 }
 
 impl ControlSocket {
-    /// Listens at `path`, on threads that end with the process. A socket there that nobody listens to any more is replaced.
-    pub(crate) fn listen(path: &Path, server: Arc<dyn Serve>) -> io::Result<Self> {
+    /// A socket at `path`, whose clients wait until they are served. One there that nobody listens to any more is replaced.
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         remove_dead(path)?;
-        let listener = UnixListener::bind(path)?;
-        let socket = Self { path: path.to_owned() };
+        let socket = Self { path: path.to_owned(), listener: UnixListener::bind(path)? };
         std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        Ok(socket)
+    }
+
+    /// Serves clients from now on, on threads that end with the process.
+    pub(crate) fn serve(&self, server: Arc<dyn Serve>) -> io::Result<()> {
+        let listener = self.listener.try_clone()?;
         let clients = Arc::new(AtomicUsize::new(0));
         thread::Builder::new().name("control".into()).spawn(move || {
             for stream in listener.incoming() {
@@ -87,7 +93,7 @@ impl ControlSocket {
                 }
             }
         })?;
-        Ok(socket)
+        Ok(())
     }
 }
 
@@ -197,7 +203,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
         let echo = Arc::new(Echo::default());
-        let socket = ControlSocket::listen(&path, echo.clone()).unwrap();
+        let socket = ControlSocket::bind(&path).unwrap();
+        socket.serve(echo.clone()).unwrap();
         (folder, path, echo, socket)
     }
 
@@ -268,15 +275,15 @@ mod tests {
 
     #[test]
     fn a_dead_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
-        let (folder, path, echo, _socket) = socket();
-        assert!(ControlSocket::listen(&path, echo.clone()).is_err());
+        let (folder, path, _, _socket) = socket();
+        assert!(ControlSocket::bind(&path).is_err());
         assert!(path.exists());
         let file = folder.path().join("file");
         std::fs::write(&file, "precious").unwrap();
-        assert!(ControlSocket::listen(&file, echo.clone()).is_err());
+        assert!(ControlSocket::bind(&file).is_err());
         assert_eq!(std::fs::read(&file).unwrap(), b"precious");
         let dead = folder.path().join("dead");
         drop(UnixListener::bind(&dead).unwrap());
-        ControlSocket::listen(&dead, echo).unwrap();
+        ControlSocket::bind(&dead).unwrap();
     }
 }

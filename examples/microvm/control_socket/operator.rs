@@ -112,10 +112,9 @@ impl Operator {
     }
 
     fn stop_vcpus(&self, limit: Duration) -> Result<(), String> {
-        self.control.gate.close(limit, vcpu::kick).map_err(|StillRunning(vcpus)| {
-            format!(
-                "vCPUs {vcpus:?} wait for a device and did not stop within {limit:?}; the machine goes on"
-            )
+        self.control.gate.close(limit, vcpu::kick).map_err(|StillRunning(vcpus)| match vcpus[..] {
+            [] => format!("the vCPUs have not begun within {limit:?}"),
+            _ => format!("vCPUs {vcpus:?} did not stop within {limit:?}; the machine goes on"),
         })
     }
 

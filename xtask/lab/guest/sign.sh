@@ -38,7 +38,7 @@ write_files() {
 	count=0
 	last=0
 	backwards=
-	until signed "$1" || [ $count -ge 400 ]; do
+	until signed "$1" || [ $count -ge 200 ]; do
 		now=$(cut -d' ' -f1 /proc/uptime | tr -d .)
 		[ "$now" -ge "$last" ] || backwards="$backwards $last-$now"
 		last=$now
