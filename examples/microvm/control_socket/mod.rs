@@ -174,14 +174,15 @@ fn converse(stream: &UnixStream, server: &dyn Serve) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
 
     use iovirt::core::test_utils::{Rng, seed_or};
 
     use super::*;
 
-    /// Remembers what it was asked for.
+    /// Remembers what it was asked for, and that it was to end.
     #[derive(Default)]
-    struct Echo(Mutex<Vec<Request>>);
+    struct Echo(Mutex<Vec<Request>>, AtomicBool);
 
     impl Serve for Echo {
         fn serve(&self, request: Request) -> Reply {
@@ -195,7 +196,7 @@ mod tests {
         }
 
         fn end(&self, _: Stop) {
-            self.0.lock().unwrap().clear();
+            self.1.store(true, Ordering::SeqCst);
         }
     }
 
@@ -222,6 +223,10 @@ mod tests {
         assert_eq!(lines[1], r#"{"error":"it does not pause"}"#);
         assert!(lines[2].starts_with(r#"{"error":"this is no request: "#), "{}", lines[2]);
         assert_eq!(lines[3], r#"{"ok":"bye"}"#);
+        // Only once the client was told.
+        while !echo.1.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
         assert_eq!(tell(&path, "{\"do\":\"stats\"}").unwrap(), r#"{"ok":{"seen":true}}"#);
         assert!(echo.0.lock().unwrap().ends_with(&[Request::Stats {}]));
         // The last line of a client may lack its end.
