@@ -289,6 +289,7 @@ mod tests {
     use crate::bus::BusDevice;
     use crate::entry;
     use crate::layout::MMIO_LEN;
+    use crate::snapshot::Saver;
 
     /// Remembers what was written, and answers with a constant.
     #[derive(Default)]
@@ -361,5 +362,67 @@ mod tests {
         assert_eq!(outcome.exits.total("mmio-read"), 2);
         let window = &outcome.exits.mmio[0];
         assert_eq!((window.reads, window.writes), (1, 1));
+    }
+
+    /// Counts at 0x3000 for ever, and tells each number at port 0x500.
+    const COUNTER: [u8; 18] = [
+        0x66, 0xba, 0x00, 0x05, // mov dx, 0x500
+        0xff, 0x05, 0x00, 0x30, 0x00, 0x00, // inc dword [0x3000]
+        0xa1, 0x00, 0x30, 0x00, 0x00, // mov eax, [0x3000]
+        0xef, // out dx, eax
+        0xeb, 0xf2, // jmp to the inc
+    ];
+
+    fn wait_for_more(port: &Recorder, than: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while port.0.lock().unwrap().len() <= than {
+            assert!(Instant::now() < deadline, "the guest hangs");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Twice saved, twice restored in a machine of its own: no number is missing, none comes twice.
+    #[test]
+    fn a_guest_goes_on_in_another_machine() {
+        if vm::open_kvm().is_err() {
+            eprintln!("skipped: no KVM here");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let port = Arc::new(Recorder::default());
+        let mut clock = 0;
+        for generation in 0..3 {
+            let mut machine = Machine::on(vm::open_kvm().unwrap(), 32 << 20, 1).unwrap();
+            machine.ports.insert(0x500, 4, "recorder", Arc::clone(&port) as _).unwrap();
+            let (control, devices) = (Arc::clone(&machine.control), Arc::new(Vec::new()));
+            let saver = Saver { fixed: machine.fixed(), devices, control: Arc::clone(&control) };
+            let before = port.0.lock().unwrap().len();
+            let snapshot;
+            let start = if generation == 0 {
+                let (memory, entry) = (machine.vm.memory(), Entry::Pvh(0x1000));
+                memory.write_slice(&COUNTER, GuestAddress(0x1000)).unwrap();
+                entry::write_tables(memory, entry).unwrap();
+                Start::At(entry)
+            } else {
+                snapshot = Snapshot::open(&folder.path().join((generation - 1).to_string())).unwrap();
+                assert_eq!((snapshot.memory_size(), snapshot.vcpu_count()), (32 << 20, 1));
+                snapshot.check_places(&[]).unwrap();
+                snapshot.load(machine.vm.memory()).unwrap();
+                Start::Restored(&snapshot, &[], machine.fixed())
+            };
+            let outcome = machine.execute(&start, |_| {
+                wait_for_more(&port, before + 100);
+                control.gate.close(Duration::from_secs(20), vcpu::kick).unwrap();
+                let now = saver.fixed.vm.fd().get_clock().unwrap().clock;
+                assert!(now > clock, "KVM's clock went back from {clock} to {now}");
+                clock = now;
+                saver.save(&folder.path().join(generation.to_string())).unwrap();
+                control.stop(Stop::Saved);
+            });
+            assert_eq!(outcome.unwrap().stop, Stop::Saved);
+        }
+        let told = port.0.lock().unwrap();
+        let numbers = told.iter().map(|(_, data)| u32::from_le_bytes(data[..].try_into().unwrap()));
+        assert!(numbers.eq(1..=told.len() as u32));
     }
 }
