@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use iovirt::core::state::SavedState;
-use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_run};
+use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
@@ -39,6 +39,8 @@ const SSE_CONTROL: u32 = 0x1f80;
 pub(crate) struct Vcpu {
     index: u32,
     fd: VcpuFd,
+    /// What it was told about itself.
+    cpuid: CpuId,
     counters: Arc<ExitCounters>,
     stats: Option<StatsFd>,
 }
@@ -68,7 +70,7 @@ impl Vcpu {
                 .map_err(MachineError::kvm("set a vCPU's registers"))?;
         }
         let stats = StatsFd::open(&fd);
-        Ok(Self { index, fd, counters: Arc::default(), stats })
+        Ok(Self { index, fd, cpuid, counters: Arc::default(), stats })
     }
 
     /// Processor `index` of `count` as it was saved.
@@ -76,10 +78,11 @@ impl Vcpu {
         let fd = vm.fd().create_vcpu(u64::from(index)).map_err(MachineError::kvm("create a vCPU"))?;
         check_host(vm.fd())?;
         let supported = cpuid::for_vcpu(vm.kvm(), index, count)?;
-        fd.set_cpuid2(&saved.cpuid(&supported)?).map_err(MachineError::kvm("set a vCPU's CPUID"))?;
+        let cpuid = saved.cpuid(&supported)?;
+        fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("set a vCPU's CPUID"))?;
         saved.write(&fd)?;
         let stats = StatsFd::open(&fd);
-        Ok(Self { index, fd, counters: Arc::default(), stats })
+        Ok(Self { index, fd, cpuid, counters: Arc::default(), stats })
     }
 
     /// Runs until the machine stops, on a thread of its own; `registers` are those to be saved.
@@ -171,7 +174,9 @@ impl Vcpu {
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                     self.fd.set_kvm_immediate_exit(0);
                     if control.gate.is_closed() {
-                        let tell = || VcpuState::read(&self.fd, registers).map(|state| state.to_envelope());
+                        let tell = || {
+                            VcpuState::read(&self.fd, &self.cpuid, registers).map(|state| state.to_envelope())
+                        };
                         seat.wait(|| control.stopping(), || tell().map_err(|error| error.to_string()));
                         // A guest that knows KVM's clock takes the pause for what it is; others get no word.
                         let _ = self.fd.kvmclock_ctrl();

@@ -17,9 +17,6 @@ const CR4_VMXE: u64 = 1 << 13;
 const EFER_SVME: u64 = 1 << 12;
 /// Leaves of CPUID whose bits are features: a processor may have more of them, but not fewer.
 const FEATURE_LEAVES: [u32; 5] = [1, 7, 0x8000_0001, 0x8000_0008, 0x4000_0001];
-/// Bits that follow what the guest has switched on.
-const OSXSAVE: u32 = 1 << 27;
-const OSPKE: u32 = 1 << 4;
 /// How many registers are asked for at once.
 const BATCH: usize = 128;
 
@@ -58,8 +55,8 @@ impl MsrNumbers {
 }
 
 impl VcpuState {
-    /// The state of a vCPU that does not run.
-    pub(crate) fn read(fd: &VcpuFd, numbers: &MsrNumbers) -> Result<Self, SnapshotError> {
+    /// The state of a vCPU that does not run, and that was told `cpuid`: KVM's own answer follows what the guest switched on.
+    pub(crate) fn read(fd: &VcpuFd, cpuid: &CpuId, numbers: &MsrNumbers) -> Result<Self, SnapshotError> {
         let kvm = SnapshotError::kvm;
         // First of all, as the question makes KVM work off events that change the rest.
         let mp_state = fd.get_mp_state().map_err(kvm("read a vCPU's multiprocessing state"))?;
@@ -67,13 +64,8 @@ impl VcpuState {
         if sregs.cr4 & CR4_VMXE != 0 || sregs.efer & EFER_SVME != 0 {
             return Err(SnapshotError::Hypervisor);
         }
-        let cpuid = fd
-            .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(kvm("read a vCPU's CPUID"))?
-            .as_slice()
-            .to_vec();
         Ok(Self {
-            cpuid,
+            cpuid: cpuid.as_slice().to_vec(),
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
             mp_state,
             regs: fd.get_regs().map_err(kvm("read a vCPU's registers"))?,
@@ -96,9 +88,8 @@ impl VcpuState {
             let here = supported.as_slice().iter().find(same).copied().unwrap_or_default();
             // Leaf 1 has numbers in EAX and EBX, leaf 7 in EAX, and the AMD ones elsewhere than in these.
             let (had, has) = match saved.function {
-                1 => ([saved.ecx & !OSXSAVE, saved.edx, 0], [here.ecx, here.edx, 0]),
-                0x8000_0001 => ([saved.ecx, saved.edx, 0], [here.ecx, here.edx, 0]),
-                7 => ([saved.ebx, saved.ecx & !OSPKE, saved.edx], [here.ebx, here.ecx, here.edx]),
+                1 | 0x8000_0001 => ([saved.ecx, saved.edx, 0], [here.ecx, here.edx, 0]),
+                7 => ([saved.ebx, saved.ecx, saved.edx], [here.ebx, here.ecx, here.edx]),
                 0x8000_0008 => ([saved.ebx, 0, 0], [here.ebx, 0, 0]),
                 _ => ([saved.eax, 0, 0], [here.eax, 0, 0]),
             };
