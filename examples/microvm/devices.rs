@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::bus::BusDevice;
 use crate::error::MachineError;
+use crate::guest::GuestDevice;
 use crate::machine::Machine;
 
 /// How long a vCPU waits for a reset that waits for requests in flight, and the end of the process for a device.
@@ -32,6 +33,8 @@ pub(crate) struct Device {
     description: Mutex<Description>,
     place: Place,
     registers: Registers,
+    /// The name of its window, where it has one of its own.
+    window: Option<String>,
     // Behind the device, so that its queues outlive it no longer than they must.
     _workers: Vec<WorkerThread>,
 }
@@ -93,6 +96,15 @@ pub(crate) struct DeviceReport {
     pub(crate) pipeline: String,
     pub(crate) queues: Vec<QueueReport>,
     pub(crate) stages: Vec<StageReport>,
+    /// The same pipeline as parts, for a picture of it.
+    #[serde(skip)]
+    pub(crate) description: Option<Description>,
+    /// The name of its window among the machine's.
+    #[serde(skip)]
+    pub(crate) window: Option<String>,
+    /// What the built-in guest made of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guest: Option<GuestDevice>,
 }
 
 /// What one queue did.
@@ -149,7 +161,8 @@ impl Device {
             Registers::Mmio(_) => Place::Mmio,
             Registers::Pci(_) => Place::Pci,
         };
-        Ok(Self { description: Mutex::new(description), place, registers, _workers: workers })
+        let description = Mutex::new(description);
+        Ok(Self { description, place, registers, window: None, _workers: workers })
     }
 
     /// A device of a KVM machine.
@@ -196,13 +209,14 @@ impl Device {
         let interrupt = Arc::new(EventFdInterrupt::new().map_err(MachineError::host("make an interrupt"))?);
         let slot = machine.slots.take()?;
         machine.vm.irqfd(interrupt.event(), slot.gsi)?;
-        let device = Self::new(registry, description, space, interrupt)?;
+        let mut device = Self::new(registry, description, space, interrupt)?;
         let frontend = device.frontend();
         for (queue, spec) in (0..).zip(frontend.doorbells()) {
             machine.vm.queue_doorbell(spec.doorbell.event(), slot, queue)?;
         }
         let name = format!("{} {}", frontend.name(), slot.index);
         machine.mmio.insert(slot.address, REGION_SIZE, &name, Arc::new(Window(frontend)))?;
+        device.window = Some(name);
         Ok(device)
     }
 
@@ -262,6 +276,9 @@ impl Device {
             pipeline: self.description().to_string(),
             queues: self.registers.counters().into_iter().map(queue).collect(),
             stages: stages.controls::<StatsControl>().map(stage).collect(),
+            description: Some(self.description()),
+            window: self.window.clone(),
+            guest: None,
         }
     }
 }

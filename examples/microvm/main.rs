@@ -1,7 +1,7 @@
 //! A small KVM machine that boots Linux with virtual devices described on the command line.
 //!
-//! Without `--kernel`, or where `/dev/kvm` is missing or cannot run a 64-bit guest, the same pipelines are driven by the
-//! `virtio-drivers` crate in this process, through the same registers, on a temporary image.
+//! Without `--kernel` a small guest of its own drives them. Where `/dev/kvm` is missing, or cannot run the guest, the same
+//! pipelines are driven by the `virtio-drivers` crate in this process, through the same registers, on temporary images.
 //!
 //! ```text
 //! microvm --kernel bzImage --initrd initrd --device 'virtio-blk -> file,path=disk.img'
@@ -22,10 +22,13 @@ mod entry;
 mod error;
 mod exits;
 mod gate;
+mod guest;
+mod images;
 mod in_process;
 mod layout;
 mod machine;
 mod pci;
+mod picture;
 mod power;
 mod probe;
 mod report;
@@ -55,13 +58,13 @@ use crate::report::Report;
 use crate::schedule::Appointment;
 use crate::snapshot::Snapshot;
 
-/// Boots Linux in a small KVM machine with virtual devices; without a kernel, or where KVM cannot run one, drives the same
-/// devices in this process.
+/// Boots Linux in a small KVM machine with virtual devices; without a kernel, a small guest of its own drives them; where KVM
+/// cannot run the guest, this process does.
 #[derive(Debug, Parser)]
 #[command(name = "microvm")]
 struct Options {
     /// The kernel: a bzImage or an ELF file
-    #[arg(long)]
+    #[arg(long, group = "origin")]
     kernel: Option<PathBuf>,
     /// The initial file system
     #[arg(long)]
@@ -82,13 +85,13 @@ struct Options {
     #[arg(long = "pci-device", value_name = "PIPELINE")]
     pci_devices: Vec<String>,
     /// Go on with a machine that was saved in this file; devices are those of the file unless others are given
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "memory", "vcpus"])]
+    #[arg(long, value_name = "FILE", group = "origin", conflicts_with_all = ["initrd", "cmdline", "memory", "vcpus"])]
     restore: Option<PathBuf>,
     /// Something to do while the guest runs, such as '6s resize 0 128M'; repeatable
     #[arg(long = "at", value_name = "TIME ACTION")]
     appointments: Vec<Appointment>,
     /// Take requests, lines of JSON, on a Unix socket made here
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", requires = "origin")]
     control: Option<PathBuf>,
     /// Send a request to a machine's control socket and print the reply
     #[arg(long, num_args = 2, value_names = ["SOCKET", "REQUEST"])]
@@ -115,6 +118,12 @@ fn tell(socket: &Path, request: &str) -> ExitCode {
     }
 }
 
+/// What to do next.
+const HINT: &str = "\
+Put other stages in between:  --device 'virtio-blk -> delay,time=2ms -> stats -> memory,size=64M'
+All stages and their options: --list-stages
+A real kernel on top:         --kernel bzImage --initrd initrd";
+
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -126,6 +135,8 @@ enum Failure {
     Machine(#[from] MachineError),
     #[error("--control {}: {error}", path.display())]
     ControlSocket { path: PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Guest(#[from] guest::GuestError),
     #[error("{pipeline}: {error}")]
     InProcess { pipeline: String, error: in_process::RunError },
 }
@@ -151,12 +162,15 @@ fn main() -> ExitCode {
     log_to_standard_error();
     match run(&options) {
         Ok(report) => {
-            // Standard output is the guest's console where there is a guest.
+            // Standard output is the console of a guest that has one.
             let text = if options.json { report.json() } else { report.text() };
-            if report.exits.is_some() {
+            if options.kernel.is_some() && report.exits.is_some() {
                 eprintln!("\n{text}")
             } else {
-                println!("{text}")
+                println!("{text}");
+                if options.devices.is_empty() && options.pci_devices.is_empty() && !options.json {
+                    println!("{HINT}");
+                }
             }
             ExitCode::from(report.code)
         }
@@ -180,7 +194,7 @@ fn run(options: &Options) -> Result<Report, Failure> {
         return restore(&registry, descriptions, options, file);
     }
     let Some(kernel) = &options.kernel else {
-        return run_in_process(&registry, descriptions, "no --kernel was given");
+        return run_built_in(&registry, descriptions, options.memory);
     };
     // Before anything else, so that a wrong path is told also where there is no KVM.
     let readable = std::fs::File::open(kernel);
@@ -267,12 +281,46 @@ fn restore(
     run_guest(registry, descriptions, machine, options, Origin::Saved(&snapshot))
 }
 
+/// Without a kernel: the built-in guest, or where it cannot run, the in-process driver.
+fn run_built_in(
+    registry: &Registry,
+    mut descriptions: Vec<(Place, Description)>,
+    memory: u64,
+) -> Result<Report, Failure> {
+    if descriptions.is_empty() {
+        for text in guest::DEFAULT_PIPELINES {
+            let default = registry.parse(text);
+            let default = default.map_err(|error| Failure::Description { text: text.to_owned(), error })?;
+            descriptions.push((Place::Mmio, default));
+        }
+    }
+    let ran = match Machine::for_own_code(memory) {
+        Ok(machine) => guest::run(registry, descriptions.clone(), machine),
+        Err(error @ MachineError::MemoryTooSmall(_)) => Err(error.into()),
+        Err(error) => Err(guest::GuestError::CannotRun(error.to_string())),
+    };
+    match ran {
+        Err(error @ guest::GuestError::CannotRun(_)) => {
+            run_in_process(registry, descriptions, &error.to_string())
+        }
+        Err(guest::GuestError::Attach(error)) => Err(error.into()),
+        ran => Ok(ran?),
+    }
+}
+
 fn run_in_process(
     registry: &Registry,
     mut descriptions: Vec<(Place, Description)>,
     reason: &str,
 ) -> Result<Report, Failure> {
     eprintln!("microvm: {reason}: the in-process driver takes the guest's place, on a temporary image");
+    descriptions.retain(|(_, description)| {
+        let disk = description.frontend.name() == "virtio-blk";
+        if !disk {
+            eprintln!("microvm: {description}: left out, the in-process driver is one for disks only");
+        }
+        disk
+    });
     if descriptions.is_empty() {
         let text = in_process::DEFAULT_PIPELINE.to_owned();
         let default = registry.parse(&text).map_err(|error| Failure::Description { text, error })?;

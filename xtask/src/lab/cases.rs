@@ -1,6 +1,7 @@
 //! The cases: what a guest does with which devices, and what must be true afterwards. One file each; a new one is a
 //! file here, its script in `xtask/lab/guest/`, and a line in [`ALL`].
 
+mod builtin;
 mod discard;
 mod exit_code;
 mod pci;
@@ -22,7 +23,8 @@ use crate::lab::filesystem::{self, noise};
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 12] = [
+pub(crate) const ALL: [&Case; 13] = [
+    &builtin::CASE,
     &exit_code::CASE,
     &rootfs::CASE,
     &discard::CASE,
@@ -37,6 +39,15 @@ pub(crate) const ALL: [&Case; 12] = [
     &terminated::CASE,
 ];
 
+/// What a case's machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Boots {
+    /// Debian's kernel, with the case's script.
+    Linux,
+    /// The guest that is built into our VMM.
+    OwnGuest,
+}
+
 /// A case. Files are named relative to the case's own folder.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -44,6 +55,8 @@ pub(crate) struct Case {
     pub name: &'static str,
     /// One line about it.
     pub about: &'static str,
+    /// What runs in the machine.
+    pub boots: Boots,
     /// How many processors the guest has.
     pub processors: u32,
     /// The device that holds the guest's root file system, if not the RAM disk.
@@ -76,6 +89,7 @@ pub(crate) struct Case {
 pub(crate) const BLANK: Case = Case {
     name: "",
     about: "",
+    boots: Boots::Linux,
     processors: 1,
     root: None,
     devices: &[],

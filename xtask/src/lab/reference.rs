@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result, write};
 use crate::lab::Verdict;
-use crate::lab::cases::{Case, Outcome};
+use crate::lab::cases::{Boots, Case, Outcome};
 use crate::lab::machine::{empty_folder, folder, wait};
 use crate::lab::parts::Parts;
 
@@ -27,11 +27,8 @@ pub(crate) fn run(cases: &[&'static Case]) -> Result<Vec<Verdict>> {
     let ramdisk = run.join("guest.cpio");
     write(&ramdisk, parts.guest()?)?;
     let mut verdicts = Vec::new();
-    for case in cases {
-        if case.host.is_some() {
-            println!("reference {:<12} has none: it is about our VMM", case.name);
-            continue;
-        }
+    // Our own guest drives our own devices only, and a script in the lab machine talks to our VMM.
+    for case in cases.iter().filter(|case| case.boots == Boots::Linux && case.host.is_none()) {
         let outcome =
             Outcome { before: run.join(case.name).join("before"), after: run.join(case.name).join("after") };
         fs::create_dir_all(&outcome.before).context(outcome.before.display())?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Result, copy, write};
 use crate::lab::Options;
-use crate::lab::cases::Case;
+use crate::lab::cases::{Boots, Case};
 use crate::lab::filesystem;
 use crate::lab::machine::{empty_folder, folder};
 use crate::lab::parts::{Parts, add_program};
@@ -95,9 +95,11 @@ impl Work {
 
 /// The command line of our VMM for a case, as a shell script that runs in the case's folder.
 fn run_script(case: &Case) -> String {
-    let mut words: Vec<String> =
-        ["--kernel", "/lab/bzImage", "--initrd", "/lab/guest.cpio"].map(str::to_owned).to_vec();
-    words.extend(["--cmdline".to_owned(), case.words()]);
+    let mut words = Vec::new();
+    if case.boots == Boots::Linux {
+        words.extend(["--kernel", "/lab/bzImage", "--initrd", "/lab/guest.cpio"].map(str::to_owned));
+        words.extend(["--cmdline".to_owned(), case.words()]);
+    }
     words.extend(["--memory", "256M", "--vcpus"].map(str::to_owned));
     words.push(case.processors.to_string());
     for device in case.devices {
@@ -150,5 +152,6 @@ mod tests {
         let script = run_script(&case);
         assert!(script.contains("--device 'virtio-blk -> null,size=1M'"));
         assert!(script.contains("'console=ttyS0 quiet panic=-1 lab.case=x'"));
+        assert!(!run_script(&Case { boots: Boots::OwnGuest, ..case }).contains("--kernel"));
     }
 }

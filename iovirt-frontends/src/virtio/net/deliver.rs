@@ -32,6 +32,8 @@ pub(super) struct Deliverer {
     /// The buffers of the frame at hand; grows to what one frame needs.
     chains: Vec<Chain>,
     heads: Vec<Head>,
+    /// Chains returned since they were asked for.
+    returned: u64,
     received: Tally,
     filtered: Tally,
     no_fit: Tally,
@@ -44,6 +46,7 @@ impl Deliverer {
             mergeable: false,
             chains: vec![Chain::new()],
             heads: Vec::with_capacity(MAX_BUFFERS),
+            returned: 0,
             received: Tally::default(),
             filtered: Tally::default(),
             no_fit: Tally::default(),
@@ -60,6 +63,11 @@ impl Deliverer {
         self.received.add_to(&counters.received);
         self.filtered.add_to(&counters.filtered);
         self.no_fit.add_to(&counters.no_fit);
+    }
+
+    /// How many chains were returned since the last call.
+    pub(super) fn take_returned(&mut self) -> u64 {
+        std::mem::take(&mut self.returned)
     }
 
     /// Drops a frame that does not fit.
@@ -94,6 +102,7 @@ impl Deliverer {
             return self.spread(ring, frame, need, head);
         }
         write(ring, (chain, head), Some(1), frame, 0).ok_or(IMPOSSIBLE)?;
+        self.returned += 1;
         self.received.count();
         Ok(Delivery::Done)
     }
@@ -130,6 +139,7 @@ impl Deliverer {
         for (at, (chain, &head)) in self.chains.iter_mut().zip(&self.heads).enumerate() {
             done += write(ring, (chain, head), (at == 0).then_some(count), frame, done).ok_or(IMPOSSIBLE)?;
         }
+        self.returned += u64::from(count);
         self.received.count();
         Ok(Delivery::Done)
     }

@@ -203,6 +203,7 @@ impl QueueWork for ReceiveQueue {
         for _ in 0..TURN_ROUNDS {
             let result = self.round(cx, ring);
             self.deliverer.report(&self.shared.counters);
+            ring.count_chains(self.deliverer.take_returned());
             ring.publish();
             let home = result?;
             if !self.waiting.is_empty() {
