@@ -9,7 +9,11 @@ mod pci_pin;
 mod readonly;
 mod resize;
 mod rootfs;
+mod save_restore;
 mod smp;
+mod swap;
+mod terminated;
+mod vanished;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +23,7 @@ use crate::lab::filesystem::{self, noise};
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 9] = [
+pub(crate) const ALL: [&Case; 13] = [
     &builtin::CASE,
     &exit_code::CASE,
     &rootfs::CASE,
@@ -29,6 +33,10 @@ pub(crate) const ALL: [&Case; 9] = [
     &smp::CASE,
     &pci::CASE,
     &pci_pin::CASE,
+    &save_restore::CASE,
+    &swap::CASE,
+    &vanished::CASE,
+    &terminated::CASE,
 ];
 
 /// What a case's machine runs.
@@ -61,6 +69,8 @@ pub(crate) struct Case {
     pub words: &'static str,
     /// Further options of our VMM.
     pub options: &'static [&'static str],
+    /// What the lab machine does in place of just running our VMM; see `xtask/lab/host/lib.sh`. Such a case has no reference.
+    pub host: Option<&'static str>,
     /// The same devices in QEMU's words, for runs against QEMU's own.
     pub reference: &'static [&'static str],
     /// What to tell QEMU's monitor once the guest says that it is ready.
@@ -86,6 +96,7 @@ pub(crate) const BLANK: Case = Case {
     pci_devices: &[],
     words: "",
     options: &[],
+    host: None,
     reference: &[],
     command: None,
     code: 0,

@@ -11,6 +11,8 @@ use crate::lab::filesystem;
 use crate::lab::machine::{empty_folder, folder};
 use crate::lab::parts::{Parts, add_program};
 
+/// What the scripts of cases use.
+const HOST_LIBRARY: &str = include_str!("../../lab/host/lib.sh");
 /// Room on the work disk. The file is sparse.
 const SIZE: u64 = 4 << 30;
 
@@ -107,7 +109,14 @@ fn run_script(case: &Case) -> String {
         words.extend(["--pci-device".to_owned(), (*device).to_owned()]);
     }
     words.extend(case.options.iter().map(|word| (*word).to_owned()));
-    format!("exec /lab/bin/microvm {}\n", quoted(&words))
+    let vmm = quoted(&words);
+    let Some(script) = case.host else { return format!("exec /lab/bin/microvm {vmm}\n") };
+    // Whatever becomes of the script, no VMM outlives the case.
+    let limit = format!("exec timeout -s KILL {}", case.limit);
+    format!(
+        "guest() {{\n\t{limit} /lab/bin/microvm {vmm} \"$@\"\n}}\n\
+         restored() {{\n\t{limit} /lab/bin/microvm --restore \"$@\"\n}}\n{HOST_LIBRARY}{script}"
+    )
 }
 
 /// Words as a shell takes them apart again.
