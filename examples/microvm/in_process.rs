@@ -38,6 +38,8 @@ pub(crate) enum RunError {
     Image(#[from] std::io::Error),
     #[error("{0}")]
     Data(String),
+    #[error("a {0} needs a guest: without one only virtio-blk is driven")]
+    NeedsGuest(String),
 }
 
 /// What a pipeline was put through, and how it did.
@@ -52,6 +54,10 @@ pub(crate) struct Run {
 /// Writes, reads back and verifies through a pipeline. A file in it is replaced by a temporary image, so that nobody's data
 /// are written over.
 pub(crate) fn run(registry: &Registry, description: &Description) -> Result<Run, RunError> {
+    let frontend = description.frontend.name();
+    if frontend != "virtio-blk" {
+        return Err(RunError::NeedsGuest(frontend.to_owned()));
+    }
     let mut image = Image::new()?;
     let description = image.in_place_of_files(description.clone());
     let interrupt = Arc::new(CountingInterrupt::new());

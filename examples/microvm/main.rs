@@ -23,6 +23,7 @@ mod exits;
 mod in_process;
 mod layout;
 mod machine;
+mod network;
 mod pci;
 mod power;
 mod probe;
@@ -75,6 +76,10 @@ struct Options {
     /// A device on the PCI bus; repeatable
     #[arg(long = "pci-device", value_name = "PIPELINE")]
     pci_devices: Vec<String>,
+    /// A network card on a tap of the host, which is made where there is none: short for --device
+    /// 'virtio-net -> stats -> tap,name=NAME'; repeatable
+    #[arg(long = "tap", value_name = "NAME")]
+    taps: Vec<String>,
     /// Something to do while the guest runs, such as '6s resize 0 128M'; repeatable
     #[arg(long = "at", value_name = "TIME ACTION")]
     appointments: Vec<Appointment>,
@@ -141,7 +146,8 @@ fn run(options: &Options) -> Result<Report, Failure> {
     };
     let mmio = options.devices.iter().map(|text| (Place::Mmio, text));
     let pci = options.pci_devices.iter().map(|text| (Place::Pci, text));
-    let descriptions = mmio.chain(pci).map(parse).collect::<Result<Vec<_>, _>>()?;
+    let taps = options.taps.iter().map(|name| network::on_tap(&registry, name));
+    let descriptions = mmio.chain(pci).map(parse).chain(taps).collect::<Result<Vec<_>, _>>()?;
     let Some(kernel) = &options.kernel else {
         return run_in_process(&registry, descriptions, "no --kernel was given");
     };

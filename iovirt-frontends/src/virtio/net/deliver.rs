@@ -30,6 +30,8 @@ pub(super) struct Deliverer {
     /// The buffers of the frame at hand; grows to what one frame needs.
     chains: Vec<Chain>,
     heads: Vec<Head>,
+    /// Buffers returned since they were last asked for.
+    returned: u64,
     received: Tally,
     filtered: Tally,
     no_fit: Tally,
@@ -42,6 +44,7 @@ impl Deliverer {
             mergeable: false,
             chains: vec![Chain::new()],
             heads: Vec::with_capacity(MAX_BUFFERS),
+            returned: 0,
             received: Tally::default(),
             filtered: Tally::default(),
             no_fit: Tally::default(),
@@ -58,6 +61,11 @@ impl Deliverer {
         self.received.add_to(&counters.received);
         self.filtered.add_to(&counters.filtered);
         self.no_fit.add_to(&counters.no_fit);
+    }
+
+    /// How many buffers went back to the guest since the last call.
+    pub(super) fn take_returned(&mut self) -> u64 {
+        std::mem::take(&mut self.returned)
     }
 
     /// Drops a frame that does not fit.
@@ -110,6 +118,7 @@ impl Deliverer {
             }
         }
         self.write(ring, frame)?;
+        self.returned += self.heads.len() as u64;
         self.received.count();
         Ok(Delivery::Done)
     }

@@ -203,6 +203,10 @@ impl QueueWork for ReceiveQueue {
         for _ in 0..TURN_ROUNDS {
             let result = self.round(cx, ring);
             self.deliverer.report(&self.shared.counters);
+            match self.deliverer.take_returned() {
+                0 => {}
+                chains => ring.count_chains(chains),
+            }
             ring.publish();
             let home = result?;
             if !self.waiting.is_empty() {

@@ -1,0 +1,8 @@
+# A tap that our VMM makes.
+. ./net.sh
+take 1001 &
+start_vmm
+tap_up
+ping_guest
+give 2001 "$(cat size)"
+wait_for_vmm
