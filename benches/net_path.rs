@@ -9,78 +9,19 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use iovirt_backends::interposers::filter::{Filter, FilterConfig};
-use iovirt_backends::net::loopback::{LoopbackBackend, LoopbackConfig};
 use iovirt_backends::net::tap::{TapBackend, TapConfig};
-use iovirt_core::dma::{DmaSpace, SgLimits, SgPool};
-use iovirt_core::frontend::Frontend;
-use iovirt_core::irq::CountingInterrupt;
+use iovirt_core::dma::{SgLimits, SgPool};
 use iovirt_core::pipeline::{BoxBackend, BoxInterposer, Pipeline};
 use iovirt_core::prelude::*;
 use iovirt_core::request::net::NetRequest;
-use iovirt_frontends::virtio::net::{NetConfig, VirtioNet};
-use iovirt_frontends::virtio::transport::mmio::MmioDevice;
+use net::{Card, PAGES, loopback};
 use std::io::{IoSlice, Write};
 use std::process::Command;
-use std::sync::Arc;
 
-const SIZE: u16 = 256;
+#[path = "fixture/net.rs"]
+mod net;
+
 const FRAME: u32 = 64;
-const HEADER: u32 = 12;
-const RINGS: [u64; 2] = [0x1_0000, 0x2_0000];
-const AVAIL: u64 = 0x4000;
-const USED: u64 = 0x8000;
-const BUFFERS: u64 = 0x10_0000;
-
-/// Guest memory with a ring full of receive buffers and one full of frames, each in one descriptor.
-fn memory() -> DmaSpace {
-    let space = DmaSpace::anonymous(&[(0, 16 << 20)]).unwrap();
-    let view = space.view();
-    for (queue, (len, flags)) in [(2048u32, 2u16), (HEADER + FRAME, 0)].into_iter().enumerate() {
-        for index in 0..u64::from(SIZE) {
-            let buffer = BUFFERS + (queue as u64 * u64::from(SIZE) + index) * 0x1000;
-            view.write(buffer + 12, &[0xff; 14]).unwrap();
-            let mut descriptor = [0; 16];
-            descriptor[..8].copy_from_slice(&buffer.to_le_bytes());
-            descriptor[8..12].copy_from_slice(&len.to_le_bytes());
-            descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
-            view.write(RINGS[queue] + index * 16, &descriptor).unwrap();
-            view.write(RINGS[queue] + AVAIL + 4 + index * 2, &(index as u16).to_le_bytes()).unwrap();
-        }
-    }
-    space
-}
-
-/// A card that a driver has set up by its registers.
-fn card(space: &DmaSpace, stack: BoxBackend<NetRequest>) -> (Worker, MmioDevice) {
-    let mut worker = Worker::new(WorkerConfig::default()).unwrap();
-    let net = Arc::new(VirtioNet::new(NetConfig::default(), stack).unwrap());
-    let device = MmioDevice::new(net, space, Arc::new(CountingInterrupt::new()), &[worker.handle()]).unwrap();
-    let write = |offset: u64, value: u64| {
-        let _ = device.write(0, offset, &(value as u32).to_le_bytes());
-    };
-    for (offset, value) in [(0x070, 3), (0x024, 0), (0x020, 1 << 29), (0x024, 1), (0x020, 1), (0x070, 11)] {
-        write(offset, value);
-    }
-    for (queue, ring) in (0..).zip(RINGS) {
-        for (offset, value) in [
-            (0x030, queue),
-            (0x038, u64::from(SIZE)),
-            (0x080, ring),
-            (0x090, ring + AVAIL),
-            (0x0a0, ring + USED),
-            (0x044, 1),
-        ] {
-            write(offset, value);
-        }
-    }
-    write(0x070, 15);
-    worker.run().unwrap();
-    (worker, device)
-}
-
-fn loopback() -> BoxBackend<NetRequest> {
-    BoxBackend::new(LoopbackBackend::new(&LoopbackConfig::default()).unwrap())
-}
 
 fn virtio_net(c: &mut Criterion) {
     let mut group = c.benchmark_group("virtio-net");
@@ -90,24 +31,10 @@ fn virtio_net(c: &mut Criterion) {
         ("filter -> loopback", Pipeline::boxed(vec![filter()], loopback()).unwrap()),
     ] {
         for batch in [1u16, 32, 64] {
-            let space = memory();
-            let view = space.view();
-            let (mut worker, device) = card(&space, stack.clone());
-            let mut index = 0u16;
+            let mut card = Card::new(FRAME, PAGES, stack.clone());
             group.throughput(Throughput::Elements(batch.into()));
-            group.bench_function(BenchmarkId::new(name, batch), |b| {
-                b.iter(|| {
-                    index = index.wrapping_add(batch);
-                    view.write(RINGS[0] + AVAIL + 2, &index.to_le_bytes()).unwrap();
-                    view.write(RINGS[1] + AVAIL + 2, &index.to_le_bytes()).unwrap();
-                    let _ = device.write(0, 0x050, &1u32.to_le_bytes());
-                    worker.run().unwrap();
-                });
-            });
-            for ring in RINGS {
-                let used = u16::from_le_bytes(view.read_array(ring + USED + 2).unwrap());
-                assert_eq!(used, index, "every frame is back in the step that follows its doorbell");
-            }
+            group.bench_function(BenchmarkId::new(name, batch), |b| b.iter(|| card.turn(batch)));
+            card.check();
         }
     }
     group.finish();
@@ -157,7 +84,7 @@ fn into_the_host(c: &mut Criterion) {
     if let Some(mut file) = bare::open("iovirt-bare") {
         let up = Command::new("ip").args(["link", "set", "iovirt-bare", "up"]).status();
         assert!(up.is_ok_and(|status| status.success()));
-        let header = [0u8; HEADER as usize];
+        let header = [0u8; net::HEADER as usize];
         group.bench_function("bare writev", |b| {
             b.iter(|| {
                 for _ in 0..depth.get() {
@@ -185,7 +112,7 @@ mod bare {
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short };
         let mut request = libc::ifreq { ifr_name, ifr_ifru };
-        let mut len = super::HEADER as libc::c_int;
+        let mut len = super::net::HEADER as libc::c_int;
         // SAFETY: the descriptor is open; the kernel reads and writes one `ifreq`, which lives on this stack.
         let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         // SAFETY: as above, of one `int`.

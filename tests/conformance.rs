@@ -1,49 +1,12 @@
 //! The conformance suite over the matrix: every interposer over every back-end, built from descriptions, as users build them.
 
+mod common;
+
+use common::stacks::{BACKENDS, TRANSPARENT, build};
 use iovirt::describe::Chain;
-use iovirt::registry::Registry;
-use iovirt_core::pipeline::BoxBackend;
-use iovirt_core::request::block::BlockRequest;
+use iovirt::registry::{Family, Registry, StageKind};
 use iovirt_core::test_utils::conformance::{self, Profile, transparency};
-
-/// Size of every disk of the matrix.
-const SIZE: u64 = 1 << 20;
-
-/// The back-ends, `IMAGE` standing for a fresh file of [`SIZE`] bytes in the folder that follows.
-const BACKENDS: &[(&str, &str)] = &[
-    ("memory,size=1M", ""),
-    ("null,size=1M", ""),
-    ("file,path=IMAGE,cache=write-back", "/tmp"),
-    ("mirror [file,path=IMAGE | memory,size=1M]", "/dev/shm"),
-    ("stripe,chunk=4K [file,path=IMAGE | memory,size=1M]", "/dev/shm"),
-    ("overlay [file,path=IMAGE | memory,size=1M]", "/dev/shm"),
-    ("file,path=IMAGE,inline=off", "/dev/shm"),
-    ("file,path=IMAGE", "/dev/shm"),
-    ("file,path=IMAGE,engine=threads,cache=write-back,inline=off", "/tmp"),
-    ("file,path=IMAGE,direct=on,cache=write-back", "/tmp"),
-];
-
-/// Stages that say they change nothing.
-const TRANSPARENT: &[&str] = &[
-    "stats",
-    "swappable",
-    "fault",
-    "delay,time=20us,jitter=50us",
-    "scheduled,group=g,depth=4",
-    "stats,name=upper -> swappable -> stats",
-    "scheduled,group=g -> delay,time=10us -> scheduled,group=h",
-];
-
-fn build(text: &str, folder: &str) -> (BoxBackend<BlockRequest>, Option<tempfile::NamedTempFile>) {
-    let image = (!folder.is_empty()).then(|| {
-        let image = tempfile::Builder::new().prefix("iovirt-").tempfile_in(folder).unwrap();
-        image.as_file().set_len(SIZE).unwrap();
-        image
-    });
-    let path = image.as_ref().map_or(String::new(), |image| image.path().display().to_string());
-    let chain: Chain = text.replace("IMAGE", &path).parse().unwrap();
-    (Registry::standard().build_block(&chain).unwrap(), image)
-}
+use iovirt_core::test_utils::net;
 
 fn profile(name: String) -> Profile {
     let profile = Profile::new(name).rounds(8);
@@ -88,5 +51,32 @@ fn a_transparent_stage_changes_nothing() {
         let bare = || build("memory,size=1M", "").0;
         let stacked = || build(&format!("{stage} -> memory,size=1M"), "").0;
         transparency(&stacked, &bare, &profile((*stage).into())).assert_passed();
+    }
+}
+
+#[test]
+fn every_stage_over_a_network() {
+    let registry = Registry::standard();
+    let rows = registry.rows().filter(|row| row.kind() == StageKind::Interposer && row.is_available());
+    let rows = rows.filter(|row| matches!(row.info().family, Family::Any | Family::Net));
+    let mut stages: Vec<String> = rows.map(|row| described(row.info().name)).collect();
+    stages.push("stats -> filter -> delay,time=20us -> scheduled,group=g,depth=2 -> fault".into());
+    let mut cases = 0;
+    for stage in &stages {
+        let chain: Chain = format!("{stage} -> loopback").parse().unwrap();
+        let factory = || registry.build_net(&chain).unwrap_or_else(|error| panic!("{stage}: {error}"));
+        let report = net::run(&factory, &Profile::new(format!("{stage} -> loopback")).rounds(20));
+        report.assert_passed();
+        cases += report.cases();
+    }
+    println!("{cases} cases over {} stacks", stages.len());
+}
+
+/// An interposer in a description, with what it needs.
+fn described(name: &str) -> String {
+    match name {
+        "delay" => "delay,time=20us,jitter=50us".into(),
+        "scheduled" => "scheduled,group=g,depth=4".into(),
+        name => name.into(),
     }
 }

@@ -8,6 +8,7 @@
 mod common;
 
 use iovirt::core::pipeline::BoxBackend;
+use iovirt::core::test_utils::skipped;
 use iovirt::core::{Backend, Depth, Request, Worker, WorkerConfig};
 use iovirt::describe::Description;
 use iovirt::registry::{Family, Registry, StageKind};
@@ -64,7 +65,7 @@ fn build(registry: &Registry, line: &str) -> Result<(), Box<dyn std::error::Erro
     let mut server = None;
     if line.contains("SOCKET") {
         let Some(started) = serve(socket)? else {
-            eprintln!("SKIPPED: nbdkit is not installed: `{line}`");
+            skipped(format_args!("nbdkit is not installed: `{line}`"));
             return Ok(());
         };
         server = Some(started);

@@ -22,7 +22,7 @@ const BASE: u64 = 0x10_0000;
 /// Requests that one turn takes from a ring.
 const TURN: u16 = 256;
 
-fn target(description: &Description) -> Target {
+fn target(description: &Description, queue: u32) -> Target {
     let config = WorkerConfig { rounds: 1, ..WorkerConfig::default() };
     let worker = Rc::new(RefCell::new(Worker::new(config).unwrap()));
     let space = DmaSpace::anonymous(&[(0, 0x1000), (BASE, Layout::LEN)]).unwrap();
@@ -35,6 +35,7 @@ fn target(description: &Description) -> Target {
         frontend: Arc::new(frontend),
         space,
         base: BASE,
+        queue,
         step: Box::new(move || worker.borrow_mut().run_within(Duration::from_millis(1)).unwrap()),
         lanes: Some(Box::new(move || counted.borrow().lanes())),
     }
@@ -86,9 +87,25 @@ fn exchanges() -> Vec<Exchange> {
 }
 
 fn run(name: &str, below: &str, step_bound: Option<u16>) {
-    let description = format!("virtio-blk,queue-size=1024 -> {below}").parse().unwrap();
+    run_on(0, name, &format!("virtio-blk,queue-size=1024 -> {below}"), step_bound);
+}
+
+/// The suite over one queue of a disk.
+fn run_on(queue: u32, name: &str, description: &str, step_bound: Option<u16>) {
+    let description = description.parse().unwrap();
     let profile = Profile { step_bound, ..Profile::new(name, exchanges()) };
-    hostile::run(&|| target(&description), &profile).assert_passed();
+    let report = hostile::run(&|| target(&description, queue), &profile);
+    report.assert_passed();
+    println!("{name}, queue {queue}: {} cases, {} tries", report.results().len(), report.tries());
+}
+
+/// Queues that are not the first: one in the middle, and the last one.
+#[test]
+fn other_queues() {
+    for queue in [1, 3] {
+        let description = "virtio-blk,queues=4,queue-size=1024 -> stats -> memory,size=4M";
+        run_on(queue, "virtio-blk of four queues", description, Some(TURN));
+    }
 }
 
 #[test]
@@ -109,7 +126,7 @@ fn stats_and_file() {
 #[test]
 fn the_bytes_of_a_turn_are_bounded() {
     let description = "virtio-blk,queue-size=1024 -> memory,size=4M".parse().unwrap();
-    let mut driver = RawDriver::new(target(&description), 4);
+    let mut driver = RawDriver::new(target(&description, 0), 4);
     let layout = driver.layout();
     driver.start(feature::ALL, &QueueSetup::good(&layout, 1024)).unwrap();
     let half_a_mebibyte = Exchange::new("read", header(0, 0), (512 << 10) + 1, |_| Ok(()));
@@ -117,7 +134,7 @@ fn the_bytes_of_a_turn_are_bounded() {
     for _ in 0..1000 {
         driver.offer(0);
     }
-    driver.notify(0);
+    driver.kick();
     let (mut before, mut most) = (0, 0);
     driver
         .wait(|driver| {

@@ -50,7 +50,7 @@ impl Rig {
         let worker = Rc::new(RefCell::new(worker));
         let stepped = worker.clone();
         let step = move || stepped.borrow_mut().run_within(Duration::from_millis(1)).unwrap();
-        let target = Target { frontend, space, base: BASE, step: Box::new(step), lanes: None };
+        let target = Target { frontend, space, base: BASE, queue: 0, step: Box::new(step), lanes: None };
         Self { worker, manual, driver: RawDriver::new(target, STEPS) }
     }
 
@@ -66,7 +66,7 @@ impl Rig {
         for _ in 0..count {
             self.driver.offer(0);
         }
-        self.driver.notify(0);
+        self.driver.kick();
         self.steps();
         assert_eq!(self.manual.in_flight().len() - before, usize::from(count));
     }
@@ -147,7 +147,7 @@ fn a_broken_ring_keeps_what_is_in_flight_until_it_is_home() {
     rig.start();
     rig.load(3);
     rig.driver.store(rig.driver.layout().avail + 2, 0x8000);
-    rig.driver.notify(0);
+    rig.driver.kick();
     rig.steps();
     assert_ne!(rig.driver.status() & status::NEEDS_RESET, 0);
     let frontend = rig.driver.frontend().clone();
@@ -189,7 +189,7 @@ fn a_ring_that_breaks_while_it_is_drained_is_drained_all_the_same() {
     let good = space.map();
     space.replace(iovirt_core::dma::MemoryMap::empty());
     rig.manual.set_caps(BlockCaps::new(1 << 20), Event::CapsChanged);
-    rig.driver.notify(0);
+    rig.driver.kick();
     rig.steps();
     assert_ne!(rig.driver.status() & status::NEEDS_RESET, 0);
     assert_eq!(drain.outcome(), None);
@@ -296,13 +296,20 @@ fn a_lane_ends_with_its_device_and_not_before_its_requests() {
         let (frontend, _) = device(&worker.borrow(), backend.clone(), &space);
         let stepped = worker.clone();
         let step = move || stepped.borrow_mut().run_within(Duration::from_millis(1)).unwrap();
-        let target = Target { frontend, space: space.clone(), base: BASE, step: Box::new(step), lanes: None };
+        let target = Target {
+            frontend,
+            space: space.clone(),
+            base: BASE,
+            queue: 0,
+            step: Box::new(step),
+            lanes: None,
+        };
         let mut driver = RawDriver::new(target, STEPS);
         let layout = driver.layout();
         driver.start(feature::ALL, &QueueSetup::good(&layout, 16)).unwrap();
         driver.lay_out(&read(), &Split::whole(), 0);
         driver.offer(0);
-        driver.notify(0);
+        driver.kick();
         let run = || worker.borrow_mut().run_within(Duration::from_millis(1)).unwrap();
         (0..STEPS).for_each(|_| run());
         assert_eq!((lanes(), manual.in_flight().len()), (1, 1), "round {round}");
@@ -359,7 +366,7 @@ fn an_old_memory_map_is_let_go_of() {
     rig.driver.refresh();
     rig.load(1);
     rig.finish();
-    rig.driver.notify(0);
+    rig.driver.kick();
     rig.steps();
     assert_eq!(old.strong_count(), 0, "memory that was taken from the guest cannot be unmapped");
 }

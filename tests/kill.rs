@@ -38,6 +38,7 @@ use iovirt::backends::block::file::{Direct, Engine, FileBackend, FileConfig};
 use iovirt_core::request::block::Durability;
 use iovirt_core::test_utils::oracle::{FlushToken, Oracle, WriteToken};
 use iovirt_core::test_utils::rng::{Rng, Seed, rounds_or, seed_or};
+use iovirt_core::test_utils::skipped;
 use iovirt_core::test_utils::stamp::Content;
 use std::collections::HashMap;
 use std::fs;
@@ -285,12 +286,12 @@ fn kill_again_and_again(case: Case, rounds: u64) -> Result<Tally, String> {
     Ok(campaign.tally)
 }
 
-/// Runs cases whole; says `SKIPPED` of one that this host has no engine or no file system for.
+/// Runs cases whole; skips one that this host has no engine or no file system for.
 fn survive(cases: &[Case]) {
     let mut all = 0;
     for case in cases {
         if let Err(error) = available(case) {
-            eprintln!("SKIPPED: {}: {error}", case.below);
+            skipped(format_args!("{}: {error}", case.below));
             continue;
         }
         let tally = kill_again_and_again(*case, rounds_or(ROUNDS)).unwrap_or_else(|why| panic!("{why}"));

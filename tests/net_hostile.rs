@@ -1,19 +1,20 @@
-//! Drivers of virtio-net that break the rules: the hostile-driver suite over its control queue, and random chains with random
+//! Drivers of virtio-net that break the rules: the hostile-driver suite over each kind of queue, and random chains with random
 //! bytes on all queues.
 
 mod common;
 
+use common::busy::BusyNetwork;
 use common::raw::{BUFFERS, Piece, RawDriver, SIZE};
 use iovirt::registry::Registry;
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::irq::CountingInterrupt;
-use iovirt_core::pipeline::Stages;
-use iovirt_core::state::{StageStates, StateError};
-use iovirt_core::test_utils::hostile::{self, Exchange, Layout, Profile, Target};
+use iovirt_core::pipeline::BoxBackend;
+use iovirt_core::test_utils::hostile::{self, Direction, Exchange, Layout, Profile, Target};
 use iovirt_core::test_utils::{Rng, rounds_or, seed_or};
 use iovirt_core::{Worker, WorkerConfig};
+use iovirt_frontends::virtio::VirtioDevice;
+use iovirt_frontends::virtio::net::{NetConfig, VirtioNet};
 use iovirt_frontends::virtio::transport::mmio::MmioDevice;
-use iovirt_frontends::virtio::{ConfigListener, QueueFactory, VirtioDevice};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,71 +24,28 @@ use std::time::Duration;
 const BASE: u64 = 0x10_0000;
 /// Commands that one turn takes from the ring.
 const TURN: u16 = 64;
+/// Frames that one turn takes from a ring.
+const SEND_TURN: u16 = 256;
+/// The frame that always comes: to everybody, with zeroes behind.
+const FRAME: [u8; 60] = {
+    let mut frame = [0; 60];
+    let mut at = 0;
+    while at < 6 {
+        frame[at] = 0xff;
+        at += 1;
+    }
+    frame
+};
 
 fn card(line: &str) -> Arc<dyn VirtioDevice> {
     let registry = Registry::standard();
     registry.build_virtio(&registry.parse(line).unwrap()).unwrap()
 }
 
-/// A card of which the driver sees the control queue alone, as queue 0: that is where the suite makes its requests.
-#[derive(Debug)]
-struct ControlAlone(Arc<dyn VirtioDevice>);
-
-impl VirtioDevice for ControlAlone {
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-
-    fn device_id(&self) -> u32 {
-        self.0.device_id()
-    }
-
-    fn features(&self) -> u64 {
-        self.0.features()
-    }
-
-    fn queue_max_sizes(&self) -> &[u16] {
-        &self.0.queue_max_sizes()[2..]
-    }
-
-    fn read_config(&self, negotiated: u64, offset: u64, data: &mut [u8]) {
-        self.0.read_config(negotiated, offset, data);
-    }
-
-    fn write_config(&self, negotiated: u64, offset: u64, data: &[u8]) {
-        self.0.write_config(negotiated, offset, data);
-    }
-
-    fn set_config_listener(&self, listener: Arc<dyn ConfigListener>) {
-        self.0.set_config_listener(listener);
-    }
-
-    fn queue_factory(&self, index: u16) -> QueueFactory {
-        self.0.queue_factory(index + 2)
-    }
-
-    fn reset(&self) {
-        self.0.reset();
-    }
-
-    fn stages(&self) -> Stages {
-        self.0.stages()
-    }
-
-    fn save(&self, stages: &mut StageStates) -> Result<Vec<u8>, StateError> {
-        self.0.save(stages)
-    }
-
-    fn restore(&self, saved: &[u8], stages: &mut StageStates) -> Result<(), StateError> {
-        self.0.restore(saved, stages)
-    }
-}
-
-fn target() -> Target {
+fn target(device: Arc<dyn VirtioDevice>, queue: u32) -> Target {
     let config = WorkerConfig { rounds: 1, ..WorkerConfig::default() };
     let worker = Rc::new(RefCell::new(Worker::new(config).unwrap()));
     let space = DmaSpace::anonymous(&[(0, 0x1000), (BASE, Layout::LEN)]).unwrap();
-    let device = Arc::new(ControlAlone(card("virtio-net,mac=52:54:00:12:34:56,queue-size=1024 -> loopback")));
     let handle = worker.borrow().handle();
     let frontend = MmioDevice::new(device, &space, Arc::new(CountingInterrupt::new()), &[handle]).unwrap();
     let counted = worker.clone();
@@ -95,28 +53,97 @@ fn target() -> Target {
         frontend: Arc::new(frontend),
         space,
         base: BASE,
+        queue,
         step: Box::new(move || worker.borrow_mut().run_within(Duration::from_millis(1)).unwrap()),
         lanes: Some(Box::new(move || counted.borrow().lanes())),
     }
 }
 
-/// The suite negotiates every bit of the card's own that is on offer.
-#[test]
-fn the_control_queue_under_the_hostile_driver_suite() {
+/// The suite over one queue of a card; it negotiates every bit of the card's own that is on offer.
+fn run(factory: impl Fn() -> Target, profile: &Profile) {
+    let report = hostile::run(&factory, profile);
+    report.assert_passed();
+    println!("{}: {} cases, {} tries", profile.name, report.results().len(), report.tries());
+}
+
+fn commands() -> Vec<Exchange> {
     let command = |name: &'static str, command: &[u8], answer: u8| {
         Exchange::new(name, command.to_vec(), 1, move |bytes: &[u8]| {
             if bytes == [answer] { Ok(()) } else { Err(format!("the answer is {bytes:?}, not {answer}")) }
         })
     };
-    let exchanges = vec![
+    vec![
         command("promiscuous", &[0, 0, 1], 0),
         command("tables", &[1, 0, 1, 0, 0, 0, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0], 0),
         command("half a command", &[0], 1),
         command("tables cut short", &[1, 0, 255, 255, 255, 255, 2, 2], 1),
         command("unknown", &[99; 700], 1),
-    ];
-    let profile = Profile { step_bound: Some(TURN), ..Profile::new("virtio-net, control queue", exchanges) };
-    hostile::run(&target, &profile).assert_passed();
+    ]
+}
+
+/// Where the control queue is depends on the pairs that were negotiated.
+#[test]
+fn the_control_queue_under_the_hostile_driver_suite() {
+    for (pairs, queue) in [(1, 2), (2, 4)] {
+        let line = format!("virtio-net,mac=52:54:00:12:34:56,queues={pairs},queue-size=1024 -> loopback");
+        let name = format!("virtio-net, control queue ({queue}) of {pairs} pairs");
+        let profile = Profile { step_bound: Some(TURN), ..Profile::new(name, commands()) };
+        run(|| target(card(&line), queue), &profile);
+    }
+}
+
+/// Transmit queues: of the first pair, and of one that is not in use.
+#[test]
+fn the_transmit_queue_under_the_hostile_driver_suite() {
+    let send = |name, header: [u8; 12], len: usize| {
+        Exchange::new(name, [&header[..], &vec![0xff; len]].concat(), 0, |_: &[u8]| Ok(()))
+    };
+    let mut offload = [0; 12];
+    offload[1] = 4;
+    let exchanges = || {
+        vec![
+            send("a frame", [0; 12], 60),
+            send("a long frame", [0; 12], 1514),
+            send("no frame", [0; 12], 0),
+            send("a frame of one byte", [0; 12], 1),
+            send("a frame that is too long", [0; 12], 60_000),
+            send("an offload that was not on offer", offload, 60),
+        ]
+    };
+    for queue in [1, 3] {
+        let line = "virtio-net,mac=52:54:00:12:34:56,queues=2,queue-size=1024 -> stats -> loopback";
+        let profile = Profile {
+            step_bound: Some(SEND_TURN),
+            direction: Direction::Readable,
+            ..Profile::new(format!("virtio-net, transmit queue ({queue})"), exchanges())
+        };
+        run(|| target(card(line), queue), &profile);
+    }
+}
+
+/// The receive queue, with a network below on which there always is a frame.
+#[test]
+fn the_receive_queue_under_the_hostile_driver_suite() {
+    let receive = |name, room: u32| {
+        Exchange::new(name, Vec::new(), room, |bytes: &[u8]| {
+            let (header, rest) = bytes.split_at(12);
+            if header != [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0] {
+                return Err(format!("the header is {header:?}"));
+            }
+            if rest.starts_with(&FRAME) { Ok(()) } else { Err("another frame came".into()) }
+        })
+    };
+    let exact = 12 + FRAME.len() as u32;
+    let profile = Profile {
+        direction: Direction::Writable,
+        ..Profile::new(
+            "virtio-net, receive queue (0)",
+            vec![receive("a frame", exact), receive("with room to spare", 1526)],
+        )
+    };
+    let config = || NetConfig { queue_size: 256, ..NetConfig::default() };
+    let busy = || BoxBackend::new(BusyNetwork::new(&FRAME));
+    run(|| target(Arc::new(VirtioNet::new(config(), busy()).unwrap()), 0), &profile);
 }
 
 /// Random chains on every queue, in random memory. The device may ask for a reset; it must not panic, hang, or forget a

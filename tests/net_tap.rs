@@ -6,9 +6,15 @@ mod common;
 
 use common::netns::{enter, ip};
 use common::raw::{BUFFERS, Piece, RawDriver, SIZE};
+use common::stacks::{NET_STAGES, stacks};
+use iovirt::core::frontend::Outcome;
+use iovirt::core::pipeline::SwapControl;
+use iovirt::core::request::net::NetRequest;
 use iovirt::core::{Access, Frontend};
 use iovirt::registry::Registry;
 use std::net::UdpSocket;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const HEADER: usize = 12;
@@ -124,9 +130,9 @@ fn send(driver: &mut RawDriver, queue: u16, frames: &[Vec<u8>]) {
     driver.ring(queue);
 }
 
-/// The host's own address of `tap0`.
-fn host_address() -> [u8; 6] {
-    let output = std::process::Command::new("ip").args(["-o", "link", "show", "tap0"]).output().unwrap();
+/// The host's own address of a tap.
+fn host_address(tap: &str) -> [u8; 6] {
+    let output = Command::new("ip").args(["-o", "link", "show", tap]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let word = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
     word.parse::<iovirt::core::request::net::MacAddr>().unwrap().0
@@ -143,14 +149,34 @@ fn frames_go_both_ways_in_order() {
     if !enter("frames_go_both_ways_in_order") {
         return;
     }
-    let mut driver = guest("stats -> filter -> tap,name=tap0", 1, 0);
+    both_ways("stats -> filter -> tap,name=tap0", 100);
+}
+
+/// The tap's row of the matrix; see `tests/matrix.rs`.
+#[test]
+fn every_network_stage_over_a_tap() {
+    if !enter("every_network_stage_over_a_tap") {
+        return;
+    }
+    let (mut count, mut datagrams) = (0, 0);
+    for stack in stacks(NET_STAGES, "tap,name=tap0") {
+        datagrams += both_ways(&stack, 12);
+        count += 1;
+    }
+    println!("virtio-net over a tap: {count} stacks, {datagrams} datagrams verified");
+    assert_eq!(count, NET_STAGES.len() + 1, "none is left out");
+}
+
+/// Datagrams to the guest and back, in batches, in order; how many.
+fn both_ways(stack: &str, rounds: u32) -> u32 {
+    let mut driver = guest(stack, 1, 0);
     let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     let port = socket.local_addr().unwrap().port();
     let mut receiver = Receiver::new(0);
     receiver.post(&mut driver, 16);
-    let (mut number, host) = (0, host_address());
-    for round in 0..100 {
+    let (mut number, host) = (0, host_address("tap0"));
+    for round in 0..rounds {
         let batch: Vec<_> = (0..=round % 16).map(|at| numbered(number + at, at as usize * 90)).collect();
         number += batch.len() as u32;
         for payload in &batch {
@@ -164,13 +190,18 @@ fn frames_go_both_ways_in_order() {
         assert_eq!(came, batch, "round {round}");
         let frames: Vec<_> = batch.iter().map(|payload| datagram(host, port, payload)).collect();
         send(&mut driver, 1, &frames);
-        assert_eq!(driver.used(1).len(), frames.len());
+        let mut sent = 0;
+        wait(&mut driver, "a frame of the guest's", |driver| {
+            sent += driver.used(1).len();
+            sent == frames.len()
+        });
         let mut bytes = [0; 2048];
         for payload in &batch {
             let len = socket.recv(&mut bytes).unwrap();
             assert_eq!(&bytes[..len], payload, "round {round}");
         }
     }
+    2 * number
 }
 
 #[test]
@@ -259,7 +290,7 @@ fn several_pairs_share_a_tap() {
         return;
     }
     let mut driver = guest("tap,name=tap0,queues=4", 4, CTRL_MQ);
-    let host = host_address();
+    let host = host_address("tap0");
     let answer = buffer(3000);
     let set_pairs = |driver: &mut RawDriver, pairs: u8| {
         driver.write(answer, &[4, 0, pairs, 0, 0xee]);
@@ -298,6 +329,58 @@ fn several_pairs_share_a_tap() {
             assert_eq!(came, [numbered(flow, 32)], "{pairs} pairs, flow {flow}");
         }
     }
+}
+
+#[test]
+fn a_tap_is_exchanged_for_another_under_the_card() {
+    if !enter("a_tap_is_exchanged_for_another_under_the_card") {
+        return;
+    }
+    let mut driver = guest("swappable -> tap,name=tap0", 1, 0);
+    let control: Arc<SwapControl<NetRequest>> = driver.device.stages().control("swappable").unwrap();
+    let mut receiver = Receiver::new(0);
+    receiver.post(&mut driver, 16);
+    let build =
+        |name: &str| Registry::standard().build_net(&format!("tap,name={name}").parse().unwrap()).unwrap();
+    let (mut number, mut host) = (0, host_address("tap0"));
+    for round in 0..20 {
+        let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        for _ in 0..8 {
+            send(&mut driver, 1, &[datagram(host, port, &numbered(number, 64))]);
+            assert_eq!(driver.used(1).len(), 1);
+            let mut bytes = [0; 128];
+            assert_eq!(socket.recv(&mut bytes).unwrap(), 64);
+            assert_eq!(bytes[..64], numbered(number, 64), "round {round}");
+            socket.send_to(&bytes[..64], "10.9.0.2:7").unwrap();
+            let mut came = Vec::new();
+            wait(&mut driver, "the answer", |driver| {
+                came.extend(receiver.take(driver));
+                !came.is_empty()
+            });
+            assert_eq!(came, [numbered(number, 64)], "round {round}");
+            number += 1;
+        }
+        // The guest's peer moves to the other tap, and so does the guest, which notices nothing.
+        let (from, to) = if round % 2 == 0 { ("tap0", "tap1") } else { ("tap1", "tap0") };
+        let newcomer = build(to);
+        let ticket = control.swap(newcomer).unwrap();
+        wait(&mut driver, "the exchange", |_| ticket.is_done());
+        assert_eq!(ticket.outcome(), Some(Outcome::Done));
+        driver.run();
+        ip(&format!("link set {to} up"));
+        // The one that was left went with its last queue.
+        let gone = Command::new("ip").args(["link", "show", from]).output().unwrap();
+        assert!(!gone.status.success(), "{from} is held by a stack that is not in use");
+        ip(&format!("addr add 10.9.0.1/24 dev {to}"));
+        ip(&format!("neigh add 10.9.0.2 lladdr 52:54:00:12:34:56 dev {to} nud permanent"));
+        host = host_address(to);
+    }
+    ip("tuntap add dev big mode tap");
+    ip("link set big mtu 9000");
+    let error = control.swap(build("big")).unwrap_err().to_string();
+    assert_eq!(error, "the stack cannot take the place of the one in use: its MTU is 9000 bytes, not 1500");
 }
 
 #[test]

@@ -60,6 +60,7 @@ impl Rig {
             frontend: self.plugged.as_mmio(interrupts),
             space: self.space.clone(),
             base: BASE,
+            queue: 0,
             step: Box::new(move || worker.borrow_mut().run_within(Duration::from_millis(1)).unwrap()),
             lanes: Some(Box::new(move || counted.borrow().lanes())),
         }

@@ -187,3 +187,75 @@ fn under_a_whole_device() {
         "the newcomer's stages are the device's"
     );
 }
+
+#[test]
+fn the_end_of_an_exchange_is_seen_behind_the_next_one() {
+    let manual = || ManualBackend::<BlockRequest>::new(BlockCaps::new(SIZE));
+    let ((old, old_handle), (first, first_handle), (second, second_handle)) = (manual(), manual(), manual());
+    let (stack, control) = swappable(BoxBackend::new(old));
+    let mut drivers = [Driver::new(3).unwrap(), Driver::new(4).unwrap()];
+    for driver in &mut drivers {
+        driver.open(&stack, 8).unwrap();
+    }
+    let until_done = |drivers: &mut [Driver; 2], first: usize, done: &dyn Fn() -> bool| {
+        for at in (first..).take(100) {
+            if done() {
+                return;
+            }
+            drivers[at % 2].turn();
+        }
+        panic!("the exchange does not get on");
+    };
+    let ticket = control.swap(BoxBackend::new(first)).unwrap();
+    until_done(&mut drivers, 0, &|| ticket.is_done());
+    assert_eq!(ticket.outcome(), Some(Outcome::Done));
+    // The queue that was not the last one does not know yet; the next exchange gets as far as to open its newcomer.
+    let ticket = control.swap(BoxBackend::new(second)).unwrap();
+    until_done(&mut drivers, 0, &|| second_handle.open_queues() == 1);
+    control.cancel();
+    assert_eq!(ticket.outcome(), Some(Outcome::Cancelled));
+    for driver in &mut drivers {
+        driver.turn();
+        driver.submit(BlockIo::flush()).unwrap();
+        driver.turn();
+    }
+    let waiting = [&old_handle, &first_handle, &second_handle].map(|handle| handle.in_flight().len());
+    assert_eq!(waiting, [0, 2, 0], "requests at the old stack, at the first newcomer, at the second");
+    assert_eq!((old_handle.open_queues(), second_handle.open_queues()), (0, 0));
+}
+
+#[test]
+fn a_queue_opened_half_way_through_loses_nothing() {
+    let manual = || ManualBackend::<BlockRequest>::new(BlockCaps::new(SIZE));
+    let ((old, old_handle), (new, new_handle)) = (manual(), manual());
+    let (stack, control) = swappable(BoxBackend::new(old));
+    let mut drivers = [5, 6, 7].map(|seed| Driver::new(seed).unwrap());
+    let [early, slow, late] = &mut drivers;
+    early.open(&stack, 8).unwrap();
+    slow.open(&stack, 8).unwrap();
+    let ticket = control.swap(BoxBackend::new(new)).unwrap();
+    slow.turn();
+    for _ in 0..10 {
+        early.turn();
+    }
+    assert_eq!(
+        (new_handle.open_queues(), ticket.outcome()),
+        (1, None),
+        "every queue rests, one has the newcomer"
+    );
+    // This one takes a request before it ever looks.
+    late.open(&stack, 8).unwrap();
+    late.submit(BlockIo::flush()).unwrap();
+    let mut home = Vec::new();
+    for round in 0..20 {
+        home.extend(late.turn());
+        slow.turn();
+        early.turn();
+        if round == 10 {
+            assert_eq!((ticket.outcome(), old_handle.in_flight().len()), (None, 1));
+            old_handle.complete_all(BlockOutput::Done);
+        }
+    }
+    assert_eq!((home.len(), home[0].lost, home[0].output), (1, false, BlockOutput::Done));
+    assert_eq!((ticket.outcome(), new_handle.open_queues()), (Some(Outcome::Done), 3));
+}

@@ -3,9 +3,10 @@
 //! The input is a list of requests: how many buffers and which (place, length, direction), and what memory holds there.
 //! One device serves a whole input, and is reset where it wants that; in the end it must serve an honest request.
 
+use crate::chains;
 use crate::device;
 use crate::input::Input;
-use iovirt_core::test_utils::hostile::{Buffer, Exchange, QueueSetup, RawDriver, Split, feature, status};
+use iovirt_core::test_utils::hostile::{Exchange, QueueSetup, RawDriver, Split, feature, status};
 use std::cell::RefCell;
 
 thread_local! {
@@ -39,33 +40,12 @@ fn start(driver: &mut RawDriver) {
 fn requests(driver: &mut RawDriver, data: &[u8]) {
     let mut input = Input::new(data);
     start(driver);
-    let buffers_at = driver.layout().buffers;
     for _ in 0..16 {
         if input.is_empty() {
             return;
         }
-        let shape = input.u8();
-        let mut buffers = Vec::new();
-        for _ in 0..=shape & 15 {
-            let place = input.u16();
-            let len = input.u16();
-            let far = (u64::from(place & 1) * u64::from(place)) << 20;
-            buffers.push(Buffer {
-                addr: buffers_at + u64::from(place >> 2) + far,
-                len: if len >= 0xfff0 { u32::MAX } else { u32::from(len & 0x3fff) },
-                writable: place & 2 != 0,
-            });
-        }
-        if shape & 0x20 == 0 {
-            buffers.sort_by_key(|buffer| buffer.writable);
-        }
-        let content = usize::from(input.u8());
-        if let Some(first) = buffers.first() {
-            driver.put(first.addr, input.bytes(content));
-        }
-        driver.chain(&buffers, shape & 0x10 != 0, 0);
-        driver.offer(0);
-        driver.notify(0);
+        chains::offer(driver, &mut input, 0);
+        driver.kick();
         driver.step();
         if driver.status() & status::NEEDS_RESET != 0 {
             start(driver);

@@ -1,4 +1,4 @@
-//! A virtio disk over memory, driven by a worker of this thread.
+//! Virtio devices, each driven by a worker of this thread.
 
 use iovirt::registry::Registry;
 use iovirt_core::dma::DmaSpace;
@@ -21,23 +21,39 @@ pub const BASE: u64 = 0x1_0000;
 /// A disk of 64 KiB with two queues of 64.
 pub const DISK: &str = "virtio-blk,queues=2,queue-size=64 -> memory,size=64K";
 
+/// A card with two pairs of queues of 64, on a network on which every frame comes back.
+pub const CARD: &str = "virtio-net,mac=52:54:00:12:34:56,queues=2,queue-size=64 -> loopback";
+
 /// A fresh disk, with fresh guest memory unless some is given.
 ///
 /// # Panics
 /// Where the host has no memory or descriptor left.
 pub fn disk(space: Option<DmaSpace>) -> Target {
+    device(DISK, 0, space)
+}
+
+/// A fresh card, of which the driver uses that queue first.
+///
+/// # Panics
+/// As [`disk`].
+pub fn card(queue: u32, space: Option<DmaSpace>) -> Target {
+    device(CARD, queue, space)
+}
+
+fn device(description: &str, queue: u32, space: Option<DmaSpace>) -> Target {
     let worker = worker();
     let space = space.unwrap_or_else(memory);
-    let description = DISK.parse().expect("a description");
-    let device = Registry::standard().build_virtio(&description).expect("a disk");
+    let description = description.parse().expect("a description");
+    let device = Registry::standard().build_virtio(&description).expect("a device");
     let interrupt = Arc::new(CountingInterrupt::new());
     let handle = worker.borrow().handle();
     let frontend: Arc<dyn Frontend> =
-        Arc::new(MmioDevice::new(device, &space, interrupt, &[handle]).expect("a device"));
+        Arc::new(MmioDevice::new(device, &space, interrupt, &[handle]).expect("a transport"));
     Target {
         frontend,
         space,
         base: BASE,
+        queue,
         step: Box::new(move || worker.borrow_mut().run().expect("a step")),
         lanes: None,
     }
@@ -88,7 +104,7 @@ pub fn pci_disk() -> (Target, Arc<dyn PciFunction>) {
     let (function, messages) = pci_function(&worker, &space);
     let frontend = Arc::new(MmioOverPci::new(function.clone(), Config(function.clone()), Some(messages)));
     let step = Box::new(move || worker.borrow_mut().run().expect("a step"));
-    (Target { frontend, space, base: BASE, step, lanes: None }, function)
+    (Target { frontend, space, base: BASE, queue: 0, step, lanes: None }, function)
 }
 
 /// A bus with a host bridge and a disk.

@@ -4,10 +4,14 @@
 //! tests of this crate run every seed, and see that the files in `seeds/` are those that `seeds` gives.
 
 pub mod blk_request;
+pub mod chains;
 pub mod describe;
 pub mod device;
 pub mod input;
 pub mod mmio_registers;
+pub mod nbd_replies;
+pub mod net_ctrl;
+pub mod net_frames;
 pub mod msix;
 pub mod pci_config;
 pub mod pci_registers;
@@ -18,10 +22,13 @@ pub mod saved_state;
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     ("ring_walker", ring_walker::run, ring_walker::seeds),
     ("blk_request", blk_request::run, blk_request::seeds),
     ("mmio_registers", mmio_registers::run, mmio_registers::seeds),
+    ("net_ctrl", net_ctrl::run, net_ctrl::seeds),
+    ("net_frames", net_frames::run, net_frames::seeds),
+    ("nbd_replies", nbd_replies::run, nbd_replies::seeds),
     ("msix", msix::run, msix::seeds),
     ("pci_config", pci_config::run, pci_config::seeds),
     ("pci_registers", pci_registers::run, pci_registers::seeds),

@@ -4,7 +4,7 @@ use iovirt_backends::block::nbd::{NbdAddress, NbdBackend, NbdConfig};
 use iovirt_core::dma::{SgLimits, SgPool};
 use iovirt_core::prelude::*;
 use iovirt_core::request::block::{BlockOp, BlockOutput, BlockRequest};
-use iovirt_core::test_utils::{CountingAllocator, count_all_allocations};
+use iovirt_core::test_utils::{CountingAllocator, count_all_allocations, skipped};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
@@ -32,7 +32,7 @@ fn nothing_is_allocated_per_request() {
     let socket = folder.path().join("s");
     let server = Command::new("nbdkit").arg("-f").arg("-U").arg(&socket).args(["memory", "1M"]).spawn();
     let Ok(mut server) = server else {
-        eprintln!("SKIPPED: nbdkit is not installed");
+        skipped("nbdkit is not installed");
         return;
     };
     while UnixStream::connect(&socket).is_err() {

@@ -70,11 +70,14 @@ pub mod frontend;
 pub mod interposer;
 pub mod irq;
 pub mod log;
+#[cfg(loom)]
+pub mod model;
 pub mod pipeline;
 pub mod request;
 pub mod scheduler;
 pub mod stage;
 pub mod state;
+pub mod sync;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
 pub mod worker;

@@ -7,6 +7,7 @@ use iovirt_core::stage::{EmulateFua, HookLayer};
 use iovirt_core::test_utils::conformance::{self, Profile, Report};
 use iovirt_core::test_utils::power_loss::Pace;
 use iovirt_core::test_utils::{PowerLossConfig, PowerLossDisk, Sabotage};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const CAPACITY: u64 = 1 << 20;
@@ -73,50 +74,47 @@ fn transparency_notices_what_differs() {
     assert!(report.has_failed("transparency/results"), "{report}");
 }
 
-/// The rule under which each broken disk must be reported.
-fn rule_of(sabotage: Sabotage) -> Option<&'static str> {
-    Some(match sabotage {
-        Sabotage::LosesRequests
-        | Sabotage::StallsRequests
-        | Sabotage::CompletesTwice
-        | Sabotage::SwapsTags
-        | Sabotage::CountsWrong => "once/each",
-        Sabotage::AcceptsOutOfRange => "ranges/beyond-the-end",
-        Sabotage::AcceptsMisaligned => "ranges/misaligned",
-        Sabotage::WritesReadOnly => "caps/read-only",
-        Sabotage::RestsEarly => "drain/under-load",
-        Sabotage::NeverRests | Sabotage::DeafAfterDrain => "drain/idle",
-        Sabotage::ReadsShort | Sabotage::RepeatsSegment | Sabotage::WritesBeside => "data/model",
-        Sabotage::ZeroesNothing => "zeroes/write-zeroes",
-        Sabotage::DiscardsBeside => "zeroes/discard",
-        Sabotage::ForgetsToWake => "wakes/completions",
-        Sabotage::AcceptsUnsupported => "caps/unsupported",
-        // These show after a loss of power only.
-        _ => return None,
-    })
+/// A broken disk as its promise needs it to be broken.
+fn broken(sabotage: Sabotage) -> PowerLossConfig {
+    let mut config = PowerLossConfig::new(CAPACITY).sabotage(sabotage);
+    config.caps.read_only = sabotage == Sabotage::WritesReadOnly;
+    if sabotage == Sabotage::AcceptsUnsupported {
+        config.caps.discard = None;
+    }
+    config
 }
 
 #[test]
 fn each_broken_disk_is_reported_under_its_rule() {
     for &sabotage in Sabotage::ALL {
-        let mut config = PowerLossConfig::new(CAPACITY).sabotage(sabotage);
-        config.caps.read_only = sabotage == Sabotage::WritesReadOnly;
-        if sabotage == Sabotage::AcceptsUnsupported {
-            config.caps.discard = None;
-        }
+        let config = broken(sabotage);
         let factory = || PowerLossDisk::boxed(config.clone());
-        let mut profile = Profile::new(format!("{sabotage:?}"));
-        let rule = rule_of(sabotage);
-        if rule.is_some() {
+        let (name, rule) = (format!("{sabotage:?}"), sabotage.caught_by());
+        if rule.starts_with("durability/") {
+            // It shows after a loss of power only.
+            conformance::run(&factory, &Profile::new(name)).assert_passed();
+            let report = durability_of(sabotage);
+            assert!(report.has_failed(rule), "{rule} did not notice {sabotage:?}\n{report}");
+        } else {
             // Some of them are noticed by nothing happening any more.
-            profile = profile.patience(Duration::from_millis(50));
-        }
-        let report = conformance::run(&factory, &profile);
-        match rule {
-            Some(rule) => assert!(report.has_failed(rule), "{rule} did not notice {sabotage:?}\n{report}"),
-            None => report.assert_passed(),
+            let profile = Profile::new(name).patience(Duration::from_millis(50));
+            let report = conformance::run(&factory, &profile);
+            assert!(report.has_failed(rule), "{rule} did not notice {sabotage:?}\n{report}");
+            let failed: Vec<_> = report.failures().map(|failure| failure.rule).collect();
+            println!("{sabotage:?}: {failed:?}");
         }
     }
+}
+
+/// Rules of stages, which no disk can break: each with the test below that breaks it.
+const BROKEN_BY_STAGES: [&str; 3] = ["durability/honest", "transparency/caps", "transparency/results"];
+
+#[test]
+fn every_rule_is_broken_by_something() {
+    let broken: BTreeSet<_> = Sabotage::ALL.iter().map(|sabotage| sabotage.caught_by()).collect();
+    let broken = &broken | &BROKEN_BY_STAGES.into();
+    let rules: BTreeSet<_> = conformance::rule_names().into_iter().collect();
+    assert_eq!(broken, rules, "what is broken, and what the suite asks");
 }
 
 fn bare(disk: BoxBackend<BlockRequest>) -> BoxBackend<BlockRequest> {
@@ -180,6 +178,14 @@ fn a_stack_that_promises_too_much_is_reported() {
     for rule in ["durability/honest", "durability/write-back", "durability/write-back-no-fua"] {
         assert!(report.has_failed(rule), "{report}");
     }
+}
+
+#[test]
+fn a_stack_that_panics_is_reported() {
+    let factory = || -> BoxBackend<BlockRequest> { panic!("out of cheese") };
+    let report = conformance::run(&factory, &Profile::new("panics"));
+    assert_eq!(report.failures().count(), conformance::rules().len());
+    assert!(report.failures().all(|failure| failure.message.contains("panicked: out of cheese")), "{report}");
 }
 
 #[test]

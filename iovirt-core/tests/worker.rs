@@ -323,6 +323,42 @@ fn what_a_hand_asked_for_is_announced_too() {
 }
 
 #[test]
+fn a_lane_wakes_another_on_its_worker_and_elsewhere() {
+    let config = || WorkerConfig { rounds: 1, ..WorkerConfig::default() };
+    let mut workers = [Worker::new(config()).unwrap(), Worker::new(config()).unwrap()];
+    let turns = [Count::default(), Count::default()];
+    let (sender, wakers) = mpsc::channel();
+    for (worker, counted) in workers.iter_mut().zip(turns.clone()) {
+        let sender = sender.clone();
+        worker.handle().add_lane(move |cx| {
+            sender.send(cx.waker()).unwrap();
+            lane(move |_| {
+                counted.add();
+                Turn::Idle
+            })
+        });
+        worker.run().unwrap();
+    }
+    let wakers: Vec<_> = wakers.try_iter().collect();
+    // This one comes after the lane that it wakes, in the only round.
+    workers[0].handle().add_lane(move |_| {
+        lane(move |cx| {
+            for waker in &wakers {
+                cx.wake(waker);
+            }
+            Turn::Idle
+        })
+    });
+    workers[0].run().unwrap();
+    for (worker, turns) in workers.iter_mut().zip(&turns) {
+        assert!(is_readable(worker), "the woken lane is due");
+        worker.run().unwrap();
+        assert_eq!(turns.get(), 2);
+        assert!(!is_readable(worker));
+    }
+}
+
+#[test]
 fn lanes_come_from_other_threads_and_places_are_used_again() {
     let mut worker = Worker::new(WorkerConfig::default()).unwrap();
     let handle = worker.handle();

@@ -2,9 +2,11 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+pub(crate) mod busy;
 pub(crate) mod netns;
 pub(crate) mod pci;
 pub(crate) mod raw;
+pub(crate) mod stacks;
 
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::irq::CountingInterrupt;

@@ -1,5 +1,6 @@
 //! A network namespace for a test: the test binary runs itself again in one, for that one test.
 
+use iovirt_core::test_utils::skipped;
 use std::process::Command;
 
 /// Says so in the inner process.
@@ -15,7 +16,7 @@ pub(crate) fn enter(test: &str) -> bool {
         .args(["--net", "ip", "tuntap", "add", "dev", "probe", "mode", "tap"])
         .output();
     if !probe.is_ok_and(|output| output.status.success()) {
-        eprintln!("{test}: SKIPPED, for it needs root, /dev/net/tun, and the tools `unshare` and `ip`");
+        skipped(format_args!("{test} needs root, /dev/net/tun, and the tools `unshare` and `ip`"));
         return false;
     }
     let status = Command::new("unshare")

@@ -12,10 +12,10 @@ use std::sync::Arc;
 /// Entries of each ring.
 pub(crate) const SIZE: u16 = 64;
 /// Where the rings are: 16 KiB for each queue.
-const RINGS: u64 = 0x1_0000;
+pub(crate) const RINGS: u64 = 0x1_0000;
 /// Where buffers are.
 pub(crate) const BUFFERS: u64 = 0x40_0000;
-const MEMORY: u64 = 16 << 20;
+pub(crate) const MEMORY: u64 = 16 << 20;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -42,14 +42,34 @@ pub(crate) struct RawDriver {
     pub(crate) view: DmaView,
     space: DmaSpace,
     rings: Vec<RingState>,
+    /// How far from where they are the device finds the rings.
+    iova: u64,
 }
 
 impl RawDriver {
     /// Sets the device up with these features and all its queues.
     pub(crate) fn new(device: Arc<dyn VirtioDevice>, features: u64) -> Self {
-        let space = DmaSpace::anonymous(&[(0, MEMORY)]).unwrap();
-        let (worker, interrupts) = (Worker::new(WorkerConfig::default()).unwrap(), Arc::default());
+        Self::with_worker(device, features, Worker::new(WorkerConfig::default()).unwrap())
+    }
+
+    /// The same with that worker.
+    pub(crate) fn with_worker(device: Arc<dyn VirtioDevice>, features: u64, worker: Worker) -> Self {
+        let (space, interrupts) = (DmaSpace::anonymous(&[(0, MEMORY)]).unwrap(), Arc::default());
         let mut driver = Self::around(device, space, worker, interrupts);
+        driver.set_up(features);
+        driver
+    }
+
+    /// The same for a device that finds memory through `translated`, a view of `space`, and the rings `iova` bytes behind where
+    /// they are.
+    pub(crate) fn behind(
+        device: Arc<dyn VirtioDevice>,
+        features: u64,
+        (space, translated, iova): (DmaSpace, &DmaSpace, u64),
+    ) -> Self {
+        let (worker, interrupts) = (Worker::new(WorkerConfig::default()).unwrap(), Arc::default());
+        let mut driver = Self::around(device, translated.clone(), worker, interrupts);
+        (driver.view, driver.iova) = (space.view(), iova);
         driver.set_up(features);
         driver
     }
@@ -64,7 +84,7 @@ impl RawDriver {
         let interrupts = Arc::<CountingInterrupt>::default();
         let device = MmioDevice::new(device, &space, interrupts.clone(), workers).unwrap();
         let (worker, view) = (Worker::new(WorkerConfig::default()).unwrap(), space.view());
-        let mut driver = Self { worker, device: Arc::new(device), interrupts, view, space, rings };
+        let mut driver = Self { worker, device: Arc::new(device), interrupts, view, space, rings, iova: 0 };
         driver.set_up(features);
         driver
     }
@@ -78,7 +98,7 @@ impl RawDriver {
         let rings = vec![RingState::default(); device.queue_max_sizes().len()];
         let device = MmioDevice::new(device, &space, interrupts.clone(), &[worker.handle()]).unwrap();
         let view = space.view();
-        Self { worker, device: Arc::new(device), interrupts, view, space, rings }
+        Self { worker, device: Arc::new(device), interrupts, view, space, rings, iova: 0 }
     }
 
     /// The same guest over another device, which is put where this one stood: drained, saved, restored, resumed.
@@ -134,13 +154,16 @@ impl RawDriver {
         }
         assert_eq!(self.status() & 8, 8, "the features were not accepted");
         for index in 0..self.rings.len() as u64 {
-            let base = RINGS + index * 0x4000;
+            let base = self.iova + RINGS + index * 0x4000;
             for (offset, value) in [
                 (0x030, index),
                 (0x038, SIZE.into()),
                 (0x080, base),
+                (0x084, base >> 32),
                 (0x090, base + 0x1000),
+                (0x094, base >> 32),
                 (0x0a0, base + 0x2000),
+                (0x0a4, base >> 32),
                 (0x044, 1),
             ] {
                 let _ = self.register(offset, value as u32);

@@ -35,6 +35,12 @@ pub(crate) const DEBUGFS: Tool = tool("debugfs", "e2fsprogs");
 pub(crate) const NBDKIT: Tool = tool("nbdkit", "nbdkit");
 /// Serves disk images over NBD, for the same.
 pub(crate) const QEMU_NBD: Tool = tool("qemu-nbd", "qemu-utils");
+/// Makes devices and addresses in a network namespace, for the tests of tap devices.
+pub(crate) const IP: Tool = tool("ip", "iproute2");
+/// Makes the network namespace.
+pub(crate) const UNSHARE: Tool = tool("unshare", "util-linux");
+/// Makes disks of files, for the tests of block devices.
+pub(crate) const LOSETUP: Tool = tool("losetup", "mount");
 /// Unpacks Debian packages.
 pub(crate) const DPKG: Tool = tool("dpkg", "dpkg");
 /// Unpacks kernels.

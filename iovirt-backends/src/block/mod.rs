@@ -7,15 +7,14 @@
 //! | [`file`](mod@file) | a disk in a file or a block device | the host's file system |
 //! | [`nbd`] | a disk on an NBD server | the server |
 //!
-//! [`align`] is the adapter that lets requests of any alignment reach a host that demands one.
+//! [`at_once`] is the data plane of those that do their work at once, and [`align`] the adapter that lets requests of any alignment reach a host that demands one.
 
 pub mod align;
+pub mod at_once;
 pub mod file;
 pub mod memory;
 pub mod nbd;
 pub mod null;
-
-mod finished;
 
 use iovirt_core::BackendError;
 use iovirt_core::request::block::SECTOR;

@@ -1,10 +1,13 @@
 //! Settings that change while a stage runs, and word from a control handle to the queues.
 
 use iovirt_core::WorkerContext;
+use iovirt_core::sync::atomic::{AtomicU64, Ordering};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use iovirt_core::worker::LaneWaker;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+#[cfg(all(test, loom))]
+mod model;
 
 /// What a control handle shares with the queues of its stage. A queue looks at two counters in a line of memory that only
 /// changes when somebody controls the stage, and takes the lock only then.

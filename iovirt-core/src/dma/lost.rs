@@ -1,8 +1,8 @@
 //! Requests that were dropped instead of completed.
 
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex, PoisonError};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Called, on whatever thread dropped the list, when a tag was lost. It must not block.
 pub type LostWaker = Arc<dyn Fn() + Send + Sync>;
@@ -61,7 +61,7 @@ impl LostTags {
         self.lock().waker = waker;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+    fn lock(&self) -> crate::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -45,6 +45,8 @@ mod error;
 mod guest_memory;
 mod lost;
 mod map;
+#[cfg(all(test, loom))]
+mod model;
 pub mod pin;
 mod pool;
 mod raw;

@@ -38,12 +38,17 @@ impl SgPool {
     pub fn put(&mut self, mut list: Box<SgList>) {
         list.disarm();
         if self.idle.len() < self.depth && list.is_of(&self.lost) {
-            list.clear();
-            if let Some(map) = &self.map {
-                list.rehome(map);
-            }
+            list.reset(self.map.as_ref());
             self.idle.push(list);
+        } else {
+            Self::free(list);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free(list: Box<SgList>) {
+        drop(list);
     }
 
     /// Appends the tags of lists that were dropped while armed to `tags`, and returns how many. One relaxed

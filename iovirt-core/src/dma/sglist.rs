@@ -103,6 +103,7 @@ pub struct SgList {
     limits: SgLimits,
     home: Option<Arc<LostTags>>,
     tag: Option<u32>,
+    note: [u64; 2],
 }
 
 impl Default for SgList {
@@ -122,7 +123,13 @@ impl SgList {
 
     /// An empty list of no pool.
     pub fn with_limits(limits: SgLimits) -> Self {
-        Self { store: Store::with_capacity(limits.segments.min(Self::WARM)), limits, home: None, tag: None }
+        Self {
+            store: Store::with_capacity(limits.segments.min(Self::WARM)),
+            limits,
+            home: None,
+            tag: None,
+            note: [0; 2],
+        }
     }
 
     /// An empty list that reports to `home` when it is lost.
@@ -239,12 +246,28 @@ impl SgList {
     /// # Errors
     ///
     /// [`DmaError::BufferTooLarge`] or [`DmaError::TooManySegments`] at the list's limits.
+    #[inline]
     pub fn push_host(&mut self, len: usize) -> Result<(), DmaError> {
         if len == 0 {
             return Ok(());
         }
         self.check_host(len as u64)?;
         self.store.push_own(len, self.limits.segments)
+    }
+
+    /// Appends a copy of all that `src` holds, in the list's own host memory.
+    ///
+    /// # Errors
+    ///
+    /// As for [`push_host`](SgList::push_host).
+    #[inline]
+    pub fn push_copy(&mut self, src: &Self) -> Result<(), DmaError> {
+        let len = src.len();
+        if len == 0 {
+            return Ok(());
+        }
+        self.check_host(len)?;
+        self.store.push_copy(&src.store, self.limits.segments)
     }
 
     /// Appends `len` bytes at `offset` of a buffer that others may hold too.
@@ -278,6 +301,7 @@ impl SgList {
         Ok(())
     }
 
+    #[inline]
     fn check_host(&self, len: u64) -> Result<(), DmaError> {
         let max = self.limits.host_bytes;
         let used = self.store.host_used() as u64;
@@ -315,6 +339,14 @@ impl SgList {
     /// unchanged then.
     #[inline]
     pub fn slice_into(&self, offset: u64, len: u64, to: &mut Self) -> Result<(), DmaError> {
+        if self.store.slice_first(offset, len, &mut to.store) {
+            return Ok(());
+        }
+        self.slice_into_any(offset, len, to)
+    }
+
+    #[inline(never)]
+    fn slice_into_any(&self, offset: u64, len: u64, to: &mut Self) -> Result<(), DmaError> {
         self.check(offset, len)?;
         let mark = to.store.mark();
         let result = self.store.slice_into(offset, len, &mut to.store, to.limits.segments);
@@ -333,6 +365,11 @@ impl SgList {
     /// [`DmaError::OutOfRange`] beyond the end.
     #[inline]
     pub fn copy_to(&self, offset: u64, dst: &mut [u8]) -> Result<(), DmaError> {
+        if self.store.read_first(offset, dst) { Ok(()) } else { self.copy_to_any(offset, dst) }
+    }
+
+    #[inline(never)]
+    fn copy_to_any(&self, offset: u64, dst: &mut [u8]) -> Result<(), DmaError> {
         self.check(offset, dst.len() as u64)?;
         self.store.read(offset, dst);
         Ok(())
@@ -345,6 +382,11 @@ impl SgList {
     /// [`DmaError::OutOfRange`] beyond the end, [`DmaError::ReadOnly`] if the device may not write the list.
     #[inline]
     pub fn copy_from(&mut self, offset: u64, src: &[u8]) -> Result<(), DmaError> {
+        if self.store.write_first(offset, src) { Ok(()) } else { self.copy_from_any(offset, src) }
+    }
+
+    #[inline(never)]
+    fn copy_from_any(&mut self, offset: u64, src: &[u8]) -> Result<(), DmaError> {
         self.check_write(offset, src.len() as u64)?;
         self.store.write(offset, src);
         Ok(())
@@ -366,7 +408,16 @@ impl SgList {
     /// # Errors
     ///
     /// As for [`copy_from`](SgList::copy_from), for either list.
+    #[inline]
     pub fn copy_sg(&mut self, offset: u64, src: &Self, src_offset: u64, len: u64) -> Result<(), DmaError> {
+        if self.store.copy_first(offset, &src.store, src_offset, len) {
+            return Ok(());
+        }
+        self.copy_sg_any(offset, src, src_offset, len)
+    }
+
+    #[inline(never)]
+    fn copy_sg_any(&mut self, offset: u64, src: &Self, src_offset: u64, len: u64) -> Result<(), DmaError> {
         self.check_write(offset, len)?;
         src.check(src_offset, len)?;
         self.store.copy(offset, &src.store, src_offset, len);
@@ -445,6 +496,20 @@ impl SgList {
         Ok(())
     }
 
+    // What a request that has no room for it keeps here
+
+    /// The note of the request that the list belongs to; it means nothing to the list.
+    #[inline]
+    pub(crate) fn note(&self) -> [u64; 2] {
+        self.note
+    }
+
+    /// Sets the note: whoever makes a request does, as it is left alone by everything else.
+    #[inline]
+    pub(crate) fn set_note(&mut self, note: [u64; 2]) {
+        self.note = note;
+    }
+
     // Being lost
 
     /// From now on, dropping the list reports `tag` to its pool.
@@ -463,7 +528,15 @@ impl SgList {
     #[inline]
     pub fn rehome(&mut self, map: &Arc<MemoryMap>) {
         if self.is_empty() {
-            self.store.clear();
+            self.reset(Some(map));
+        }
+    }
+
+    /// Empties it, and holds that map where one is given.
+    #[inline]
+    pub(super) fn reset(&mut self, map: Option<&Arc<MemoryMap>>) {
+        self.store.clear();
+        if let Some(map) = map {
             self.store.adopt(map);
         }
     }

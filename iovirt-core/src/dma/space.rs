@@ -1,7 +1,7 @@
 //! The handle to a guest's memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, PoisonError};
 
 use super::{DmaView, MapError, MemoryMap, Region, Translate};
 
@@ -95,7 +95,7 @@ impl DmaSpace {
         (Arc::clone(&map), self.generation())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<MemoryMap>> {
+    fn lock(&self) -> crate::sync::MutexGuard<'_, Arc<MemoryMap>> {
         self.shared.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,6 +3,7 @@
 //! The one invariant of this file: every piece in `iov` lies in a map or a host buffer that the same store
 //! holds an `Arc` of. Everything `unsafe` about lists rests on it and is in this file.
 
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, LazyLock};
 
 use super::sglist::HOST;
@@ -96,21 +97,39 @@ impl Store {
         self.tail = 0;
         self.len = 0;
         self.read_only = false;
+        if self.used > 0 {
+            self.reuse_own();
+        }
         if self.holds {
             self.release();
         }
     }
 
-    /// Lets go of what only cleared segments needed. A buffer that a slice still uses is left to it.
+    /// Lets the own buffer be filled from its start again, unless a slice still uses it: then it is left to that one.
+    #[inline]
+    fn reuse_own(&mut self) {
+        self.used = 0;
+        // No weak reference is ever made, so a count of one is ours and stays so.
+        if self.own.as_ref().is_some_and(|own| Arc::strong_count(own) > 1) {
+            self.leave_own();
+        }
+        // What others did with the buffer, they did before they let go of it.
+        fence(Ordering::Acquire);
+    }
+
     #[cold]
+    #[inline(never)]
+    fn leave_own(&mut self) {
+        self.own = None;
+    }
+
+    /// Lets go of what only cleared segments needed.
+    #[cold]
+    #[inline(never)]
     fn release(&mut self) {
         self.holds = false;
         self.older.clear();
         self.borrowed.clear();
-        self.used = 0;
-        if self.own.as_mut().is_some_and(|own| Arc::get_mut(own).is_none()) {
-            self.own = None;
-        }
     }
 
     /// Holds `map` for the segments that follow.
@@ -205,9 +224,25 @@ impl Store {
     }
 
     /// Appends `len` bytes of this list's own host buffer.
+    #[inline]
     pub(super) fn push_own(&mut self, len: usize, max: usize) -> Result<(), DmaError> {
         let piece = self.reserve(len);
         self.append(Segment::host(piece), max)
+    }
+
+    /// Appends a copy of all of `src`, which is not empty, in this list's own host buffer.
+    #[inline]
+    pub(super) fn push_copy(&mut self, src: &Self, max: usize) -> Result<(), DmaError> {
+        let copy = self.reserve_anywhere(src.len as usize);
+        self.append(Segment::host(copy), max)?;
+        let mut done = 0;
+        for from in src.iovecs() {
+            // SAFETY: the target lies in the own buffer, the source in held memory (the invariant); the pieces of `src`
+            // are as long together as what was reserved.
+            unsafe { copy.part(done, from.len()).copy_from(from) };
+            done += from.len();
+        }
+        Ok(())
     }
 
     /// Appends a part of a buffer that others may hold too.
@@ -234,13 +269,40 @@ impl Store {
     }
 
     /// Bytes of host memory in use.
+    #[inline]
     pub(super) fn host_used(&self) -> usize {
         self.used
     }
 
     /// A fresh piece of the own buffer, page aligned. A buffer that is too small is left to its segments.
+    #[inline]
     fn reserve(&mut self, len: usize) -> IoVec {
-        self.holds = true;
+        match &self.own {
+            Some(own) if self.used == 0 && len <= own.len() => {
+                self.used = len;
+                own.memory().part(0, len)
+            }
+            _ => self.reserve_more(len),
+        }
+    }
+
+    /// The same for what need not be page aligned. Small pieces of different lists then begin at different places of their
+    /// pages: all at the same one, they would compete for the few lines that a first cache has for it.
+    #[inline]
+    fn reserve_anywhere(&mut self, len: usize) -> IoVec {
+        const LINE: usize = 64;
+        const PLACES: usize = HostBuffer::ALIGN / 2 / LINE;
+        let place = std::ptr::from_ref(self).addr() / LINE % PLACES * LINE;
+        let piece = self.reserve(len);
+        match &self.own {
+            // The piece is the first of its buffer, which has a page at least; what follows begins on the next one.
+            Some(own) if self.used == len && len <= HostBuffer::ALIGN / 2 => own.memory().part(place, len),
+            _ => piece,
+        }
+    }
+
+    #[inline(never)]
+    fn reserve_more(&mut self, len: usize) -> IoVec {
         let start = self.used.next_multiple_of(HostBuffer::ALIGN);
         if let Some(own) = &self.own
             && own.len().checked_sub(start).is_some_and(|room| len <= room)
@@ -252,6 +314,7 @@ impl Store {
         let piece = fresh.memory().slice(0, len);
         let outgrown = self.own.replace(fresh);
         if self.used > 0 {
+            self.holds = true;
             self.borrowed.extend(outgrown);
         }
         self.used = len;
@@ -332,6 +395,22 @@ impl Store {
         }
     }
 
+    /// Appends `offset .. offset + len` of this list to `to`, if that is guest memory in the first segment, `to` holds the
+    /// same map and it has room; whether all is so.
+    #[inline]
+    pub(super) fn slice_first(&self, offset: u64, len: u64, to: &mut Self) -> bool {
+        let Some(piece) = self.first_part(offset, len) else { return false };
+        let Some(&addr) = self.addr.get(self.head) else { return false };
+        let same_map = self.older.is_empty() && Arc::ptr_eq(&self.map, &to.map);
+        if len == 0 || addr == HOST || !same_map {
+            return false;
+        }
+        let room = to.iov.len();
+        let fits = to.tail < room && to.append(Segment::guest(addr + offset, piece), room).is_ok();
+        to.read_only |= fits && self.read_only;
+        fits
+    }
+
     /// Appends `offset .. offset + len` of this list, which must be in range, to `to`.
     pub(super) fn slice_into(
         &self,
@@ -390,8 +469,61 @@ impl Store {
         })
     }
 
-    /// Copies from `offset`; the range must be inside the list.
     #[inline]
+    fn first(&self) -> Option<&IoVec> {
+        debug_assert!(self.head <= self.tail && self.tail <= self.iov.len());
+        // SAFETY: `head` never passes `tail`, nor `tail` the length of `iov`, which never shrinks: a segment is taken off
+        // only while `head < tail`, and added only where `iov` has a place for it.
+        (self.head < self.tail).then(|| unsafe { self.iov.get_unchecked(self.head) })
+    }
+
+    /// The host memory of `offset .. offset + len` where all of it lies in the first segment, as it does of most lists.
+    #[inline]
+    fn first_part(&self, offset: u64, len: u64) -> Option<IoVec> {
+        let first = self.first()?;
+        let size = first.len() as u64;
+        if offset > size || len > size - offset {
+            return None;
+        }
+        Some(first.part(offset as usize, len as usize))
+    }
+
+    /// Copies from `offset` if that lies in the first segment; whether it does.
+    #[inline]
+    pub(super) fn read_first(&self, offset: u64, dst: &mut [u8]) -> bool {
+        let Some(piece) = self.first_part(offset, dst.len() as u64) else { return false };
+        // SAFETY: the piece lies in held memory (the invariant).
+        unsafe { piece.read(0, dst) };
+        true
+    }
+
+    /// Copies to `offset` if that lies in the first segment and the list may be written; whether both is so.
+    #[inline]
+    pub(super) fn write_first(&mut self, offset: u64, src: &[u8]) -> bool {
+        if self.read_only {
+            return false;
+        }
+        let Some(piece) = self.first_part(offset, src.len() as u64) else { return false };
+        // SAFETY: the piece lies in held memory (the invariant) that may be written (checked above).
+        unsafe { piece.write(0, src) };
+        true
+    }
+
+    /// Copies from another list where both ranges lie in a first segment and this list may be written; whether all is so.
+    #[inline]
+    pub(super) fn copy_first(&mut self, offset: u64, src: &Self, src_offset: u64, len: u64) -> bool {
+        if self.read_only {
+            return false;
+        }
+        let (Some(to), Some(from)) = (self.first_part(offset, len), src.first_part(src_offset, len)) else {
+            return false;
+        };
+        // SAFETY: both pieces lie in held memory (the invariant), and this list may be written (checked above).
+        unsafe { to.copy_from(&from) };
+        true
+    }
+
+    /// Copies from `offset`; the range must be inside the list.
     pub(super) fn read(&self, offset: u64, dst: &mut [u8]) {
         let mut done = 0;
         for segment in self.pieces(offset, dst.len() as u64) {
@@ -403,7 +535,6 @@ impl Store {
     }
 
     /// Copies to `offset`; the range must be inside the list, and the list not read-only.
-    #[inline]
     pub(super) fn write(&mut self, offset: u64, src: &[u8]) {
         assert!(!self.read_only, "write to a read-only list");
         let mut done = 0;
@@ -442,13 +573,19 @@ impl Store {
 
     /// Marks guest memory of a range dirty: in the view's map, which is the one that is being logged now, and
     /// in the maps the segments came from.
+    #[inline]
     pub(super) fn mark_dirty(&self, view: &DmaView, offset: u64, len: u64) {
+        let nobody_logs = !view.map().dirty_logging() && !self.map.dirty_logging() && self.older.is_empty();
+        if !nobody_logs {
+            self.log_dirty(view, offset, len);
+        }
+    }
+
+    #[inline(never)]
+    fn log_dirty(&self, view: &DmaView, offset: u64, len: u64) {
         let current = view.map();
         let others =
             || std::iter::once(&self.map).chain(&self.older).filter(|map| !Arc::ptr_eq(map, current));
-        if !current.dirty_logging() && !others().any(|map| map.dirty_logging()) {
-            return;
-        }
         for segment in self.pieces(offset, len).filter(Segment::is_guest) {
             current.mark_dirty(segment.addr(), segment.len());
             others().for_each(|map| map.mark_dirty(segment.addr(), segment.len()));

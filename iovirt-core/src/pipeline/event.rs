@@ -1,6 +1,6 @@
 //! What happens to a stack while it runs.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use crate::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Something changed below. An event carries no data: whoever hears it asks [`Backend::caps`](crate::Backend::caps)
 /// again, so that a late or doubled event does no harm.

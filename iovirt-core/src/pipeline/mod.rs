@@ -10,6 +10,8 @@
 mod builder;
 mod erase;
 mod event;
+#[cfg(all(test, loom))]
+mod model;
 mod stages;
 mod swap;
 

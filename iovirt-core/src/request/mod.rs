@@ -22,6 +22,9 @@ pub trait Request: Sized + Send + fmt::Debug + 'static {
     const KINDS: &'static [&'static str];
     /// The name of the family, as it stands in messages: `block`, `net`.
     const FAMILY: &'static str;
+    /// Whether requests of one queue must go on in the order in which they were submitted, as frames must: a stage that holds
+    /// requests does not let them overtake each other.
+    const IN_ORDER: bool = false;
 
     /// The tag its client chose: dense, below the depth given at [`Backend::open`](crate::Backend::open).
     fn tag(&self) -> Tag;
@@ -39,6 +42,17 @@ pub trait Request: Sized + Send + fmt::Debug + 'static {
     }
     /// Whether an output means that the request did not do what it asked for.
     fn is_failure(output: &Self::Output) -> bool;
+    /// Whether the request only waits for what may come, as a receive token does: a queue that drains does not wait for it,
+    /// but completes it as [`Request::aborted`].
+    fn is_token(&self) -> bool {
+        false
+    }
+    /// Makes a token that came home as aborted what it was when it was submitted, so that a stage can send it down again.
+    /// False, and nothing is done, for every other request and every other output.
+    fn renew_token(&mut self, output: &Self::Output) -> bool {
+        let _ = output;
+        false
+    }
 }
 
 /// A request's name among those in flight on one queue.

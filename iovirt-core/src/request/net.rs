@@ -94,7 +94,31 @@ impl Offload {
         bytes
     }
 
+    /// The note of a frame with nothing left to be done to it.
+    const PLAIN_NOTE: [u64; 2] = [0; 2];
+
+    /// The fields as the note at a list: those of a virtio header, and zeroes.
+    #[inline]
+    fn to_note(self) -> [u64; 2] {
+        let words = [self.hdr_len, self.gso_size, self.csum_start].map(u64::from);
+        let first = u64::from(self.flags) | u64::from(self.gso_type) << 8;
+        [first | words[0] << 16 | words[1] << 32 | words[2] << 48, u64::from(self.csum_offset)]
+    }
+
+    #[inline]
+    fn from_note([first, second]: [u64; 2]) -> Self {
+        Self {
+            flags: first as u8,
+            gso_type: (first >> 8) as u8,
+            hdr_len: (first >> 16) as u16,
+            gso_size: (first >> 32) as u16,
+            csum_start: (first >> 48) as u16,
+            csum_offset: second as u16,
+        }
+    }
+
     /// Whether there is nothing left to be done to the frame.
+    #[inline]
     pub const fn is_plain(self) -> bool {
         /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
         const NEEDS_CSUM: u8 = 1;
@@ -102,21 +126,31 @@ impl Offload {
     }
 }
 
-/// One network request: 32 bytes, with its memory behind a pooled handle. See the [module](self).
-#[derive(Debug)]
+/// One network request: 16 bytes, with its memory behind a pooled handle. See the [module](self).
+///
+/// Two words, so that it travels in registers: a larger one goes through memory at each call, and is read there in wider
+/// pieces than it was just written in, for which a processor waits. What does not fit, the offload, is a note at the list.
 pub struct NetRequest {
     sg: Box<SgList>,
-    tag: Tag,
-    offload: Offload,
-    pair: u16,
-    op: NetOp,
+    /// From the lowest bit: tag (32), pair (16), operation (1).
+    word: u64,
 }
 
 impl NetRequest {
+    const PAIR: u32 = 32;
+    const OP: u32 = 48;
+
+    #[inline]
+    fn new(tag: Tag, pair: u16, op: NetOp, mut sg: Box<SgList>) -> Self {
+        sg.set_note(Offload::PLAIN_NOTE);
+        let word = u64::from(tag.get()) | u64::from(pair) << Self::PAIR | (op as u64) << Self::OP;
+        Self { sg, word }
+    }
+
     /// A frame to be sent: the whole list.
     #[inline]
     pub fn transmit(tag: Tag, pair: u16, sg: Box<SgList>) -> Self {
-        Self { sg, tag, offload: Offload::default(), pair, op: NetOp::Transmit }
+        Self::new(tag, pair, NetOp::Transmit, sg)
     }
 
     /// A token for a frame to come. The list is emptied.
@@ -125,38 +159,38 @@ impl NetRequest {
         if !sg.is_empty() {
             sg.clear();
         }
-        Self { sg, tag, offload: Offload::default(), pair, op: NetOp::Receive }
+        Self::new(tag, pair, NetOp::Receive, sg)
     }
 
     /// The request with this metadata.
     #[must_use]
     pub fn with_offload(mut self, offload: Offload) -> Self {
-        self.offload = offload;
+        self.set_offload(offload);
         self
     }
 
     /// What is asked for.
     #[inline]
     pub fn op(&self) -> NetOp {
-        self.op
+        if self.word >> Self::OP == NetOp::Transmit as u64 { NetOp::Transmit } else { NetOp::Receive }
     }
 
     /// The pair of queues it belongs to.
     #[inline]
     pub fn pair(&self) -> u16 {
-        self.pair
+        (self.word >> Self::PAIR) as u16
     }
 
     /// What is left to be done to the frame.
     #[inline]
     pub fn offload(&self) -> Offload {
-        self.offload
+        Offload::from_note(self.sg.note())
     }
 
     /// Says what is left to be done to the frame: for a back-end that received it, or a stage that did it.
     #[inline]
     pub fn set_offload(&mut self, offload: Offload) {
-        self.offload = offload;
+        self.sg.set_note(offload.to_note());
     }
 
     /// The frame.
@@ -180,7 +214,20 @@ impl NetRequest {
     /// Makes a token as it was when it was submitted, so that it can go down again.
     pub fn renew(&mut self) {
         self.sg.clear();
-        self.offload = Offload::default();
+        self.set_offload(Offload::default());
+    }
+}
+
+#[expect(clippy::missing_fields_in_debug, reason = "the word is shown by what it is made of")]
+impl fmt::Debug for NetRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetRequest")
+            .field("op", &self.op())
+            .field("tag", &self.tag())
+            .field("pair", &self.pair())
+            .field("offload", &self.offload())
+            .field("sg", &self.sg)
+            .finish()
     }
 }
 
@@ -218,15 +265,16 @@ impl Request for NetRequest {
     type Caps = NetCaps;
     const KINDS: &'static [&'static str] = &["transmit", "receive"];
     const FAMILY: &'static str = "net";
+    const IN_ORDER: bool = true;
 
     #[inline]
     fn tag(&self) -> Tag {
-        self.tag
+        Tag::new(self.word as u32)
     }
 
     #[inline]
     fn kind(&self) -> usize {
-        self.op as usize
+        self.op() as usize
     }
 
     /// The bytes of a receive are known once it completed.
@@ -247,6 +295,19 @@ impl Request for NetRequest {
     #[inline]
     fn is_failure(output: &NetOutput) -> bool {
         *output != NetOutput::Done
+    }
+
+    #[inline]
+    fn is_token(&self) -> bool {
+        self.op() == NetOp::Receive
+    }
+
+    fn renew_token(&mut self, output: &NetOutput) -> bool {
+        let recalled = self.op() == NetOp::Receive && *output == Self::aborted();
+        if recalled {
+            self.renew();
+        }
+        recalled
     }
 }
 
@@ -357,17 +418,43 @@ impl NetCaps {
         }
     }
 
+    /// Whether a stack may take the place of one whose capabilities a guest has been told: the argument of
+    /// [`SwapLayer::new`](crate::pipeline::SwapLayer::new). The MTU must stay (VIRTIO 1.2, section 5.1.4.1: a device does not
+    /// change it), and what the guest may use must still be there: frames as long, as many pairs of queues, offloads. The
+    /// link may differ, which is an event; so may the address, as it is a hint for a guest that comes.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn may_replace(told: &Self, new: &Self) -> Result<(), String> {
+        let refuse = |what: String| Err(format!("the stack cannot take the place of the one in use: {what}"));
+        if new.mtu != told.mtu {
+            return refuse(format!("its MTU is {} bytes, not {}", new.mtu, told.mtu));
+        }
+        if new.max_frame < told.max_frame {
+            let (new, told) = (new.max_frame, told.max_frame);
+            return refuse(format!("its longest frame has {new} bytes, fewer than {told}"));
+        }
+        if new.pairs < told.pairs {
+            return refuse(format!("it has {} pairs of queues, fewer than {}", new.pairs, told.pairs));
+        }
+        if !new.offloads.contains(told.offloads) {
+            return refuse(format!("it lacks the offloads {:?}", told.offloads - new.offloads));
+        }
+        Ok(())
+    }
+
     /// Checks a transmit against these capabilities, as a back-end does at the time of I/O.
     ///
     /// # Errors
     /// [`NetError::BadLength`]; [`NetError::Unsupported`] for an offload, or a pair that the network does not have.
     #[inline]
     pub fn check(&self, request: &NetRequest) -> Result<(), NetError> {
-        if request.pair >= self.pairs || (request.op == NetOp::Transmit && !request.offload.is_plain()) {
+        let transmit = request.op() == NetOp::Transmit;
+        if request.pair() >= self.pairs || (transmit && !request.offload().is_plain()) {
             return Err(NetError::Unsupported);
         }
         let lengths = u64::from(ETHERNET_HEADER)..=u64::from(self.max_frame);
-        if request.op == NetOp::Transmit && !lengths.contains(&request.sg.len()) {
+        if transmit && !lengths.contains(&request.sg.len()) {
             return Err(NetError::BadLength);
         }
         Ok(())
@@ -381,8 +468,25 @@ mod tests {
 
     #[test]
     fn a_request_is_small() {
-        assert!(size_of::<NetRequest>() <= 32);
-        assert!(size_of::<super::super::Completion<NetRequest>>() <= 40);
+        assert_eq!(size_of::<NetRequest>(), 16);
+        assert_eq!(size_of::<Option<NetRequest>>(), 16);
+        assert!(size_of::<super::super::Completion<NetRequest>>() <= 24);
+    }
+
+    #[test]
+    fn a_request_keeps_what_it_was_made_of() {
+        let mut pool = SgPool::new(1, SgLimits::default());
+        let offload = Offload { gso_type: 4, csum_offset: 16, ..Offload::default() };
+        let request = NetRequest::transmit(Tag::new(u32::MAX), u16::MAX, pool.take()).with_offload(offload);
+        assert_eq!((request.tag(), request.pair()), (Tag::new(u32::MAX), u16::MAX));
+        assert_eq!((request.op(), request.offload()), (NetOp::Transmit, offload));
+        // The list is used again, and its note is not.
+        let mut request = NetRequest::receive(Tag::new(3), 5, request.into_sg());
+        assert_eq!((request.tag(), request.pair(), request.op()), (Tag::new(3), 5, NetOp::Receive));
+        assert!(request.offload().is_plain());
+        request.set_offload(offload);
+        request.renew();
+        assert_eq!((request.offload(), request.kind()), (Offload::default(), 1));
     }
 
     #[test]
@@ -394,6 +498,8 @@ mod tests {
             Offload { flags: 1, gso_type: 4, hdr_len: 54, gso_size: 1460, csum_start: 34, csum_offset: 16 }
         );
         assert_eq!(offload.to_bytes(), bytes);
+        assert_eq!(Offload::from_note(offload.to_note()), offload);
+        assert_eq!(Offload::default().to_note(), Offload::PLAIN_NOTE);
         assert!(!offload.is_plain() && Offload::default().is_plain());
     }
 

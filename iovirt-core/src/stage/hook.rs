@@ -38,10 +38,10 @@ use crate::log::LogLimiter;
 use crate::pipeline::{EventListener, Stages};
 use crate::request::{Completion, Completions, Depth, Request, Tag};
 use crate::state::{StageStates, StateError};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::worker::WorkerContext;
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What happens to a request that came down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,13 +9,17 @@
 //! | full | what no tier fits | [`Backend`](crate::Backend), [`Queue`](crate::Queue), [`Interposer`](crate::Interposer) |
 //!
 //! Machinery: [`SlotTable`] (what a stage knows of each request in flight, by tag), [`TagPool`] (tags for a client that
-//! chooses its own), [`RangeLocks`] (who may change which bytes), [`Client`] (the submitting side of a queue, as every front-end needs it).
+//! chooses its own), [`RangeLocks`] (who may change which bytes) and [`Parked`] (the
+//! requests that wait for their bytes), [`Client`] (the submitting side of a queue, as every front-end needs it).
 
 pub mod async_stage;
 mod client;
 pub mod fanout;
 mod fua;
 mod hook;
+#[cfg(all(test, loom))]
+mod model;
+mod parked;
 pub mod presence;
 mod ranges;
 mod slots;
@@ -24,6 +28,7 @@ pub use client::{Client, Finished};
 pub use fanout::{Child, Children, FanOut, FanOutStage, FannedOut};
 pub use fua::{EmulateFua, open_with_fua};
 pub use hook::{Flow, Held, Hook, HookLayer, HookStage, Hooked, HookedQueue, Return};
+pub use parked::Parked;
 pub use presence::{Layer, Layered, LayeredFan, Presence};
 pub use ranges::{Hold, RangeClient, RangeLocks, RangeTable, RangeTicket};
 pub use slots::{SlotTable, TagPool};

@@ -5,10 +5,10 @@
 //! own. One lock for a batch, shared by the queues of a stage.
 
 use crate::request::Tag;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::worker::LaneWaker;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a range is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,9 +21,9 @@ use crate::error::BackendError;
 use crate::pipeline::{BoxBackend, BoxQueue, EventListener, Stages};
 use crate::request::{Completion, Completions, Depth, Request};
 use crate::state::{StageStates, StateError};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A stack whose queues run on a worker of their own choice, whoever opens them.
 #[derive(Debug)]
@@ -44,7 +44,6 @@ struct Shared<R: Request> {
     completions: Mutex<Vec<Completion<R>>>,
     /// Whether there is something in the other direction: read before a lock is taken.
     arrived: AtomicBool,
-    home: OnceLock<LaneWaker>,
     front: LaneWaker,
     /// What the front wants: twice the number of its changes of mind, and one more where it drains.
     order: AtomicU64,
@@ -61,13 +60,6 @@ impl<R: Request> Shared<R> {
 
     fn completions(&self) -> MutexGuard<'_, Vec<Completion<R>>> {
         self.completions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake_home(&self) {
-        // Before it exists there is nothing to wake: its first turn looks at everything.
-        if let Some(home) = self.home.get() {
-            home.wake();
-        }
     }
 }
 
@@ -89,7 +81,6 @@ impl<R: Request> Backend<R> for Bridge<R> {
             requests: Mutex::new(Vec::with_capacity(depth.get())),
             completions: Mutex::new(Vec::with_capacity(depth.get())),
             arrived: AtomicBool::new(false),
-            home: OnceLock::new(),
             front: cx.waker(),
             order: AtomicU64::new(0),
             rests: AtomicU64::new(0),
@@ -97,24 +88,20 @@ impl<R: Request> Backend<R> for Bridge<R> {
             home_gone: AtomicBool::new(false),
         });
         let (below, guard) = (self.below.clone(), HomeGuard(shared.clone()));
-        self.home.add_lane(move |cx| {
-            // A lane is made once.
-            let _ = guard.0.home.set(cx.waker());
-            match below.open(cx, depth) {
-                Ok(queue) => Some(Box::new(Home {
-                    queue,
-                    inbox: Vec::with_capacity(depth.get()),
-                    done: Completions::with_depth(depth),
-                    order: 0,
-                    guard,
-                })),
-                Err(error) => {
-                    tracing::error!(%error, "a queue could not be opened on its home worker");
-                    None
-                }
+        let home = self.home.add_lane(move |cx| match below.open(cx, depth) {
+            Ok(queue) => Some(Box::new(Home {
+                queue,
+                inbox: Vec::with_capacity(depth.get()),
+                done: Completions::with_depth(depth),
+                order: 0,
+                guard,
+            })),
+            Err(error) => {
+                tracing::error!(%error, "a queue could not be opened on its home worker");
+                None
             }
         });
-        Ok(BridgeQueue { shared, outbox: Vec::with_capacity(depth.get()), in_flight: 0, order: 0 })
+        Ok(BridgeQueue { shared, home, outbox: Vec::with_capacity(depth.get()), in_flight: 0, order: 0 })
     }
 
     fn stages(&self, stages: &mut Stages) {
@@ -137,6 +124,7 @@ impl<R: Request> Backend<R> for Bridge<R> {
 /// The near end of a [`Bridge`].
 pub struct BridgeQueue<R: Request> {
     shared: Arc<Shared<R>>,
+    home: LaneWaker,
     /// Submitted since the last kick.
     outbox: Vec<R>,
     in_flight: usize,
@@ -147,7 +135,7 @@ impl<R: Request> BridgeQueue<R> {
     fn give(&mut self, order: u64) {
         self.order = order;
         self.shared.order.store(order, Ordering::SeqCst);
-        self.shared.wake_home();
+        self.home.wake();
     }
 
     /// The home worker is gone: nothing comes back from there any more.
@@ -172,7 +160,7 @@ impl<R: Request> Queue<R> for BridgeQueue<R> {
             return;
         }
         self.shared.requests().append(&mut self.outbox);
-        self.shared.wake_home();
+        self.home.wake();
     }
 
     #[inline]
@@ -217,7 +205,7 @@ impl<R: Request> Queue<R> for BridgeQueue<R> {
 impl<R: Request> Drop for BridgeQueue<R> {
     fn drop(&mut self) {
         self.shared.front_gone.store(true, Ordering::SeqCst);
-        self.shared.wake_home();
+        self.home.wake();
     }
 }
 
@@ -261,6 +249,8 @@ impl<R: Request> Home<R> {
         if self.inbox.is_empty() {
             return;
         }
+        // Before anything of this batch can come home: the front must not take it, done, for a stack at rest.
+        self.guard.0.rests.store(0, Ordering::SeqCst);
         for request in self.inbox.drain(..) {
             self.queue.submit(cx, request);
         }
@@ -282,6 +272,8 @@ impl<R: Request> Home<R> {
 
 impl<R: Request> Lane for Home<R> {
     fn turn(&mut self, cx: &mut WorkerContext<'_>) -> Turn {
+        // Before the batch is taken: the last one of a front that goes is served too.
+        let front_gone = self.guard.0.front_gone.load(Ordering::SeqCst);
         self.obey(cx);
         self.take_in(cx);
         let mut news = self.send_back(cx);
@@ -292,7 +284,7 @@ impl<R: Request> Lane for Home<R> {
         if news {
             self.guard.0.front.wake();
         }
-        if self.guard.0.front_gone.load(Ordering::SeqCst) && self.queue.in_flight() == 0 {
+        if front_gone && self.queue.in_flight() == 0 {
             return Turn::Finished;
         }
         Turn::Idle

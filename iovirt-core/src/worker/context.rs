@@ -81,6 +81,15 @@ impl WorkerContext<'_> {
         self.core.lanes[self.lane].ready = true;
     }
 
+    /// Gives the lane of that waker a turn: as [`LaneWaker::wake`], without its system call where the lane is on this
+    /// worker.
+    #[inline]
+    pub fn wake(&self, waker: &LaneWaker) {
+        if !waker.wake_beside(&self.core.lanes[self.lane].waker) {
+            waker.wake();
+        }
+    }
+
     /// Wakes this lane from any thread.
     pub fn waker(&self) -> LaneWaker {
         self.core.lanes[self.lane].waker.clone()

@@ -2,9 +2,9 @@
 
 use super::context::WorkerContext;
 use super::run::Inbox;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a worker runs: usually one device queue with the stack below it.
 ///
@@ -47,6 +47,17 @@ impl LaneWaker {
         if !self.shared.pending.swap(true, Ordering::SeqCst) {
             self.shared.inbox.notify();
         }
+    }
+
+    /// Gives the lane a turn, from within a turn of a lane of the same worker: it looks at all lanes before it sleeps. False,
+    /// and nothing is done, where the worker is another one.
+    #[inline]
+    pub(super) fn wake_beside(&self, other: &Self) -> bool {
+        let same = Arc::ptr_eq(&self.shared.inbox, &other.shared.inbox);
+        if same {
+            self.shared.pending.store(true, Ordering::SeqCst);
+        }
+        same
     }
 
     /// Takes the wake-up, if there is one.

@@ -24,6 +24,9 @@ mod run;
 mod thread;
 mod uring;
 
+#[cfg(all(test, loom))]
+mod model;
+
 pub use bridge::{Bridge, BridgeQueue};
 pub use clock::{Clock, MonotonicClock, Time};
 pub use context::{Watch, WorkerContext};

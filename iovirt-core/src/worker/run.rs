@@ -6,13 +6,13 @@ use super::fd::duplicate;
 use super::lane::{Lane, LaneWaker, Turn};
 use super::reactor::Reactor;
 use super::uring::UringPolicy;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -34,7 +34,12 @@ impl Default for WorkerConfig {
     }
 }
 
-type LaneFactory = Box<dyn FnOnce(&mut WorkerContext<'_>) -> Option<Box<dyn Lane>> + Send>;
+/// A lane that is yet to be made, and the waker that whoever asked for it has already.
+struct NewLane {
+    waker: LaneWaker,
+    #[expect(clippy::type_complexity, reason = "the type stands here once")]
+    make: Box<dyn FnOnce(&mut WorkerContext<'_>) -> Option<Box<dyn Lane>> + Send>,
+}
 
 /// What other threads leave for a worker.
 pub(super) struct Inbox {
@@ -42,7 +47,7 @@ pub(super) struct Inbox {
     notified: AtomicBool,
     stop: AtomicBool,
     /// `None` once the worker is gone.
-    new_lanes: Mutex<Option<Vec<LaneFactory>>>,
+    new_lanes: Mutex<Option<Vec<NewLane>>>,
 }
 
 impl Inbox {
@@ -55,7 +60,7 @@ impl Inbox {
         })
     }
 
-    fn new_lanes(&self) -> MutexGuard<'_, Option<Vec<LaneFactory>>> {
+    fn new_lanes(&self) -> MutexGuard<'_, Option<Vec<NewLane>>> {
         self.new_lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -64,6 +69,12 @@ impl Inbox {
             // The only failure is a counter at its end, and then the worker is awake already.
             let _ = self.wake.write(1);
         }
+    }
+
+    /// The worker looks at everything after this: whoever notifies from now on makes the descriptor readable again.
+    fn heed(&self) {
+        // Read and written in one: the worker sees what came before each notification that it takes away here.
+        self.notified.swap(false, Ordering::SeqCst);
     }
 }
 
@@ -76,20 +87,25 @@ pub struct WorkerHandle {
 impl WorkerHandle {
     /// Makes a lane on the worker's thread: `make` runs there with the new lane's context, and reports for itself
     /// where it gives `None`. It is dropped where the worker is gone.
+    ///
+    /// The lane's waker can be used at once: a wake-up that comes before the lane is kept for it.
     pub fn add_lane(
         &self,
         make: impl FnOnce(&mut WorkerContext<'_>) -> Option<Box<dyn Lane>> + Send + 'static,
-    ) {
+    ) -> LaneWaker {
+        let waker = LaneWaker::new(self.inbox.clone());
+        let lane = NewLane { waker: waker.clone(), make: Box::new(make) };
         // Dropping it may run anything: not under the lock.
-        let refused: Option<LaneFactory> = match &mut *self.inbox.new_lanes() {
+        let refused = match &mut *self.inbox.new_lanes() {
             Some(new_lanes) => {
-                new_lanes.push(Box::new(make));
+                new_lanes.push(lane);
                 None
             }
-            None => Some(Box::new(make)),
+            None => Some(lane),
         };
         drop(refused);
         self.inbox.notify();
+        waker
     }
 
     /// Asks the worker to drop its lanes and end. Requests in flight keep their memory until the host is done with it.
@@ -135,7 +151,8 @@ impl Worker {
             lanes: Vec::new(),
         };
         let mut worker = Self { lanes: Vec::new(), core, fd, inbox, rounds: config.rounds.max(1) };
-        worker.reserve_lane();
+        let nobody = LaneWaker::new(worker.inbox.clone());
+        worker.reserve_lane(nobody);
         Ok(worker)
     }
 
@@ -244,7 +261,7 @@ impl Worker {
                 }
             });
         }
-        self.inbox.notified.store(false, Ordering::SeqCst);
+        self.inbox.heed();
         self.accept_new();
         self.gather();
         Ok(())
@@ -287,8 +304,8 @@ impl Worker {
 
     fn accept_new(&mut self) {
         let new_lanes = self.inbox.new_lanes().as_mut().map(std::mem::take);
-        for make in new_lanes.into_iter().flatten() {
-            let index = self.reserve_lane();
+        for NewLane { waker, make } in new_lanes.into_iter().flatten() {
+            let index = self.reserve_lane(waker);
             self.lanes[index] = make(&mut WorkerContext { core: &mut self.core, lane: index });
             self.core.lanes[index].ready = true;
         }
@@ -296,8 +313,8 @@ impl Worker {
 
     /// A place for one more lane. The place of a finished lane is used again: what was meant for its former owner can at
     /// most give the new one a turn without a reason.
-    fn reserve_lane(&mut self) -> usize {
-        let state = LaneState { waker: LaneWaker::new(self.inbox.clone()), deadline: None, ready: false };
+    fn reserve_lane(&mut self, waker: LaneWaker) -> usize {
+        let state = LaneState { waker, deadline: None, ready: false };
         match self.lanes.iter().skip(SCRATCH + 1).position(Option::is_none) {
             Some(free) => {
                 let index = free + SCRATCH + 1;

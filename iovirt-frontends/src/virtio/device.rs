@@ -6,7 +6,7 @@ use iovirt_core::dma::DmaView;
 use iovirt_core::log::LogLimiter;
 use iovirt_core::pipeline::{BoxBackend, Event, EventListener, Stages};
 use iovirt_core::state::{StageStates, StateError};
-use iovirt_core::worker::{LaneWaker, Turn, WorkerContext};
+use iovirt_core::worker::{Turn, WorkerContext};
 use iovirt_core::{Backend, BackendError, Mode, Request};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -147,7 +147,8 @@ pub trait QueueWork {
     /// Requests that have not come home: a reset waits for them. Not each has a chain; a network card's tokens have none.
     fn in_flight(&self) -> usize;
 
-    /// The heads of the chains taken and not returned.
+    /// The heads of the chains taken and not returned, in the order in which they are to be served again where the device keeps
+    /// an order.
     fn heads_in_flight(&self) -> Vec<u16>;
 }
 
@@ -209,25 +210,5 @@ impl DeviceShared {
 
     pub(crate) fn mend(&self) {
         self.needs_reset.store(false, std::sync::atomic::Ordering::SeqCst);
-    }
-}
-
-/// Wakes a lane that may not exist yet.
-#[derive(Debug, Default)]
-pub(crate) struct LateWaker {
-    waker: std::sync::OnceLock<LaneWaker>,
-}
-
-impl LateWaker {
-    pub(crate) fn set(&self, waker: LaneWaker) {
-        // A lane is made once.
-        let _ = self.waker.set(waker);
-    }
-
-    /// Nothing happens before the lane exists: its first turn looks at everything.
-    pub(crate) fn wake(&self) {
-        if let Some(waker) = self.waker.get() {
-            waker.wake();
-        }
     }
 }

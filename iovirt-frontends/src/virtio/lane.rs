@@ -1,17 +1,18 @@
 //! The lane of one device queue: joins the ring, the device's side of the queue, and commands from the registers.
 
-use super::device::{DeviceShared, LateWaker, QueueError, QueueFactory, QueueWork};
+use super::device::{DeviceShared, QueueError, QueueFactory, QueueWork};
 use super::queue::{QueueConfig, QueueState, RingFeatures};
 use super::ring::Ring;
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::doorbell::Doorbell;
 use iovirt_core::frontend::Completer;
-use iovirt_core::worker::{Lane, Trigger, Turn, Watch, WorkerContext};
+use iovirt_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use iovirt_core::worker::{Lane, LaneWaker, Trigger, Turn, Watch, WorkerContext};
 use iovirt_core::{Mode, WorkerHandle};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::OnceLock;
 
 /// What the registers tell a lane.
 #[derive(Debug)]
@@ -85,7 +86,8 @@ pub(crate) struct QueueLink {
     abandoned: AtomicBool,
     /// The ring is broken and nothing is in flight.
     at_rest: AtomicBool,
-    waker: LateWaker,
+    /// Set by whoever starts the lane, before anybody else has the link.
+    waker: OnceLock<LaneWaker>,
     snapshot: Mutex<Option<QueueSnapshot>>,
     pub(crate) doorbell: Doorbell,
     rung: AtomicU64,
@@ -107,7 +109,7 @@ impl QueueLink {
             any: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             at_rest: AtomicBool::new(false),
-            waker: LateWaker::default(),
+            waker: OnceLock::new(),
             snapshot: Mutex::default(),
             doorbell: Doorbell::new()?,
             rung: AtomicU64::new(0),
@@ -126,13 +128,19 @@ impl QueueLink {
         commands.waiting.push_back(command);
         drop(commands);
         self.any.store(true, Ordering::SeqCst);
-        self.waker.wake();
+        self.wake();
     }
 
     /// The device is gone.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::SeqCst);
-        self.waker.wake();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
     }
 
     fn is_abandoned(&self) -> bool {
@@ -186,7 +194,7 @@ impl QueueLink {
         let fresh = self.doorbell.event().read().unwrap_or(0);
         if fresh > 0 {
             // What was read before the worker polled is an edge that it does not see any more.
-            self.waker.wake();
+            self.wake();
         }
         let doorbells = self.rung.fetch_add(fresh, Ordering::Relaxed) + fresh;
         QueueCounters {
@@ -251,9 +259,8 @@ impl QueueLane {
         space: DmaSpace,
         factory: QueueFactory,
     ) {
-        let link = LaneEnd(link);
-        worker.add_lane(move |cx| {
-            link.waker.set(cx.waker());
+        let (started, link) = (link.clone(), LaneEnd(link));
+        let waker = worker.add_lane(move |cx| {
             let made = factory(cx).map_err(|error| error.to_string()).and_then(|work| {
                 let watch = cx.watch(&link.doorbell, Trigger::Edge).map_err(|error| error.to_string())?;
                 Ok((work, watch))
@@ -276,6 +283,8 @@ impl QueueLane {
                 }
             }
         });
+        // A lane is started once.
+        let _ = started.waker.set(waker);
     }
 
     fn obey(&mut self, cx: &mut WorkerContext<'_>, command: Command) {
@@ -377,7 +386,11 @@ impl QueueLane {
     }
 
     fn work(&mut self, cx: &mut WorkerContext<'_>) -> Result<Turn, QueueError> {
-        let Some(ring) = &mut self.ring else { return Ok(Turn::Idle) };
+        let Some(ring) = &mut self.ring else {
+            // No driver uses the queue; what is below has its turns all the same, for a stack may be exchanged under it.
+            self.work.settle(cx, None)?;
+            return Ok(Turn::Idle);
+        };
         match self.phase {
             Phase::Running => {
                 if ring.refresh()? {
@@ -515,6 +528,9 @@ impl Lane for DeadLane {
     }
 }
 
+#[cfg(all(test, loom))]
+mod model;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -538,11 +554,11 @@ mod tests {
         let mut worker = Worker::new(WorkerConfig::default()).unwrap();
         let (link, turns) = (Arc::new(QueueLink::new().unwrap()), Arc::new(AtomicU64::new(0)));
         let (rung, counted) = (link.clone(), turns.clone());
-        worker.handle().add_lane(move |cx| {
-            rung.waker.set(cx.waker());
+        let waker = worker.handle().add_lane(move |cx| {
             let doorbell = cx.watch(&rung.doorbell, Trigger::Edge).unwrap();
             Some(Box::new(Listener { _doorbell: doorbell, turns: counted }))
         });
+        link.waker.set(waker).unwrap();
         worker.run().unwrap();
         for turn in 2..5 {
             link.doorbell.ring();

@@ -40,8 +40,10 @@
 //!
 //! # Promises
 //! * The lock is taken at most once in a `kick` and once in a `poll`, and not at all where there is nothing to tell and no mail.
+//! * Tokens for frames wait for no turn and take no place: they are no work, and may be below for ever.
 //! * A drain lets what waits go at once, past the depth; the pipeline is charged for it. While a queue drains nothing waits.
 //! * A queue that is dropped gives back what it was granted, and takes back what it asked for; so does a pipeline.
+//! * A receive token of a network passes, and takes no turn: it waits for what comes, and would hold its place meanwhile.
 //! * A request that a stage below lost gives its turn back at the next poll: more cannot be below than the queue below says.
 //! * Nothing is allocated for a request once queues have grown to their size.
 //! * Nothing is saved or restored: shares are of the process.

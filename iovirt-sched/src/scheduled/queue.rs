@@ -13,6 +13,8 @@ pub struct ScheduledQueue<R: Request, Q> {
     /// Requests that wait for their turn.
     waiting: SlotTable<R>,
     out: Out,
+    /// Tokens that are below: they take no turn, for they wait for what comes, and would hold their places for ever.
+    tokens: SlotTable<()>,
     granted: Vec<Tag>,
     ready: Vec<Completion<R>>,
     draining: bool,
@@ -67,6 +69,7 @@ impl<R: Request, Q: Queue<R>> ScheduledQueue<R, Q> {
             seat,
             waiting: SlotTable::new(depth),
             out: Out { costs: SlotTable::new(depth), written_off: 0 },
+            tokens: SlotTable::new(depth),
             granted: Vec::with_capacity(depth.get()),
             ready: Vec::new(),
             draining: false,
@@ -94,6 +97,11 @@ impl<R: Request, Q: Queue<R>> ScheduledQueue<R, Q> {
 
 impl<R: Request, Q: Queue<R>> Queue<R> for ScheduledQueue<R, Q> {
     fn submit(&mut self, cx: &mut WorkerContext<'_>, request: R) {
+        if request.is_token() {
+            self.tokens.insert(request.tag(), ());
+            self.below.submit(cx, request);
+            return;
+        }
         let (tag, cost) = (request.tag(), request.cost());
         if self.out.replace(tag) {
             self.seat.news.lost += 1;
@@ -120,10 +128,16 @@ impl<R: Request, Q: Queue<R>> Queue<R> for ScheduledQueue<R, Q> {
         let mark = done.len();
         self.below.poll(cx, done);
         for completion in done.since(mark) {
-            self.seat.news.completed.extend(self.out.end(completion.request.tag()));
+            let tag = completion.request.tag();
+            if completion.request.is_token() {
+                self.tokens.take(tag);
+            } else {
+                self.seat.news.completed.extend(self.out.end(tag));
+            }
         }
         if self.out.count() > 0 {
-            self.seat.news.lost += self.out.write_off(self.below.in_flight()) as u64;
+            let below = self.below.in_flight().saturating_sub(self.tokens.len());
+            self.seat.news.lost += self.out.write_off(below) as u64;
         }
         if self.seat.has_business(cx.now()) && self.exchange(cx) {
             self.below.kick(cx);

@@ -1,15 +1,19 @@
 use super::*;
 use crate::{CostModel, Fifo, Sfq, SfqConfig};
+use iovirt_core::dma::{SgLimits, SgPool};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::{BlockCaps, BlockOutput, BlockRequest};
+use iovirt_core::request::net::{NetCaps, NetOutput, NetRequest};
 use iovirt_core::scheduler::{FlowId, Grant, IoScheduler, Weight};
 use iovirt_core::test_utils::conformance::{self, Profile};
+use iovirt_core::test_utils::lifecycle::{self, Case, Run};
+use iovirt_core::test_utils::net::{self, Wire, WireConfig};
 use iovirt_core::test_utils::{
     BlockIo, Driver, ManualBackend, ManualHandle, PowerLossConfig, PowerLossDisk, Rng, VirtualClock,
     Workload, WorkloadConfig, rounds_or, seed_or,
 };
 use iovirt_core::worker::UringPolicy;
-use iovirt_core::{Backend, Clock, Cost, Mode, Time, WorkerConfig};
+use iovirt_core::{Backend, Clock, Completions, Cost, Depth, Mode, Queue, Tag, Time, Worker, WorkerConfig};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
@@ -415,4 +419,97 @@ fn a_grant_that_is_lost_is_caught() {
     rig.driver.open(&stack, 16).unwrap();
     let error = load.run(&mut rig.driver, 5000).unwrap_err().to_string();
     assert!(error.starts_with("stuck"), "{error}");
+}
+
+/// A network has more tokens below than the group has places, and sends all the same.
+#[test]
+fn tokens_take_no_place() {
+    let factory = || {
+        let group = group(2);
+        let stage = Scheduled::new(&group, weight(100));
+        BoxBackend::new(Pipeline::top().stage(stage).backend(Wire::new(WireConfig::default())).unwrap())
+    };
+    net::run(&factory, &Profile::new("scheduled over a wire").rounds(20)).assert_passed();
+}
+
+type Stack = BoxBackend<BlockRequest>;
+
+/// The life cycle of a stack in a group of that scheduler: three queues in deterministic simulation.
+fn live(scheduler: &dyn Fn() -> Box<dyn IoScheduler>, seed: u64) -> Result<Run, lifecycle::Failure> {
+    let stack = |below: Stack| above(&Group::new("simulated", scheduler()), 100, below);
+    lifecycle::run_one(&Case::new("scheduled", &disk, &stack), seed)
+}
+
+fn sfq(of: usize) -> Sfq {
+    Sfq::new(SfqConfig { depth: depth(of), cost: CostModel::OPS })
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let mut traces = std::collections::BTreeSet::new();
+    let first = seed_or(3);
+    for seed in first..first + rounds_or(10) {
+        let run = live(&|| Box::new(sfq(3)), seed).unwrap_or_else(|failure| panic!("{failure}"));
+        assert_eq!(live(&|| Box::new(sfq(3)), seed), Ok(run));
+        traces.insert(run.trace);
+    }
+    assert!(traces.len() as u64 >= rounds_or(10), "different seeds are different runs");
+}
+
+/// A scheduler that forgets a grant where it is asked again at the very time at which it has just granted several.
+fn racy() -> Box<dyn IoScheduler> {
+    let mut last = None;
+    Box::new(Wrapped {
+        inner: sfq(3),
+        grants: move |now: Time, granted: &mut Vec<Grant>| {
+            if granted.len() > 1 && last == Some(now) {
+                granted.pop();
+            }
+            last = (granted.len() > 1).then_some(now).or(last);
+            usize::MAX
+        },
+        deadline: Arc::new(AtomicU64::new(u64::MAX)),
+    })
+}
+
+#[test]
+fn a_planted_race_is_found_within_a_thousand_seeds() {
+    let first = seed_or(1);
+    let found = (first..first + rounds_or(1000)).find_map(|seed| live(&racy, seed).err());
+    let found = found.expect("the race went unnoticed");
+    println!("{found}");
+    assert_eq!(live(&racy, found.seed), Err(found), "the seed brings it back");
+}
+
+#[test]
+fn tokens_of_a_network_hold_no_places() {
+    let (manual, handle) = ManualBackend::<NetRequest>::new(NetCaps::new(1500, 1));
+    let stage = Scheduled::new(&group(2), weight(100));
+    let stack = BoxBackend::new(Pipeline::top().stage(stage).backend(manual).unwrap());
+    let mut worker = Worker::new(WorkerConfig::default()).unwrap();
+    let of = Depth::new(16).unwrap();
+    let (mut pool, mut done) = (SgPool::new(16, SgLimits::default()), Completions::with_depth(of));
+    let mut queue = worker.with_context(|cx| stack.open(cx, of)).unwrap();
+    for tag in 0..8 {
+        let token = NetRequest::receive(Tag::new(tag), 0, pool.take());
+        worker.with_context(|cx| queue.submit(cx, token));
+    }
+    for tag in 8..13 {
+        let frame = NetRequest::transmit(Tag::new(tag), 0, pool.take());
+        worker.with_context(|cx| queue.submit(cx, frame));
+    }
+    let mut counts = Vec::new();
+    for _ in 0..5 {
+        worker.with_context(|cx| {
+            queue.kick(cx);
+            queue.poll(cx, &mut done);
+            queue.poll(cx, &mut done);
+        });
+        let waiting = handle.in_flight();
+        let (frames, tokens): (Vec<_>, Vec<_>) =
+            waiting.iter().partition(|request| request.name == "transmit");
+        counts.push((tokens.len(), frames.len(), queue.in_flight()));
+        handle.complete(frames[0].id, NetOutput::Done);
+    }
+    assert_eq!(counts, [(8, 2, 13), (8, 2, 12), (8, 2, 11), (8, 2, 10), (8, 1, 9)]);
 }

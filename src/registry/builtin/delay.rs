@@ -30,18 +30,8 @@ impl TypedStage for DelayConfig {
         keys: &[
             KeyInfo::default("time", ValueKind::Time, "1ms", "how long a request is held at least"),
             KeyInfo::default("jitter", ValueKind::Time, "0s", "how much longer at most, by chance"),
-            KeyInfo::default(
-                "kinds",
-                ValueKind::Text,
-                "all",
-                "the kinds of request that it holds: all, or names with + between them",
-            ),
-            KeyInfo::default(
-                "seed",
-                ValueKind::Integer { min: 0, max: u64::MAX },
-                "1",
-                "where chance begins",
-            ),
+            super::kinds("kinds", "the kinds of request that it holds: all, or names with + between them"),
+            super::SEED,
         ],
     };
 

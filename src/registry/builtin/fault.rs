@@ -30,10 +30,8 @@ impl TypedStage for FaultConfig {
         maturity: Maturity::Experimental,
         help: "Fails requests, or leaves them unanswered, by rule and by chance",
         keys: &[
-            KeyInfo::default(
+            super::kinds(
                 "fail",
-                ValueKind::Text,
-                "all",
                 "the kinds of request that it may strike: all, or names with + between them",
             ),
             KeyInfo::default(
@@ -54,12 +52,7 @@ impl TypedStage for FaultConfig {
                 "0",
                 "strikes each of these requests with this probability in thousandths",
             ),
-            KeyInfo::default(
-                "seed",
-                ValueKind::Integer { min: 0, max: u64::MAX },
-                "1",
-                "where chance begins",
-            ),
+            super::SEED,
         ],
     };
 

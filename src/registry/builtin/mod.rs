@@ -18,9 +18,18 @@ mod tap;
 mod virtio_blk;
 mod virtio_net;
 
-use super::{Options, StageInfo, StageRow};
+use super::{KeyInfo, Options, StageInfo, StageRow, ValueKind};
 use crate::describe::{DescribeError, StageSpec};
 use iovirt_sched::scheduled::Groups;
+
+/// The seed of a stage that leaves something to chance.
+const SEED: KeyInfo =
+    KeyInfo::default("seed", ValueKind::Integer { min: 0, max: u64::MAX }, "1", "where chance begins");
+
+/// The kinds of request that a stage is about.
+const fn kinds(name: &'static str, help: &'static str) -> KeyInfo {
+    KeyInfo::default(name, ValueKind::Text, "all", help)
+}
 
 /// A stage's configuration that can be described: from options, and back as the shortest description of it.
 ///

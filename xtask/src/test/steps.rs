@@ -29,14 +29,19 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "alone", about: "each library alone, without default features", tools: &[setup::CC], run: alone },
     Step { name: "unit", about: "unit and integration tests", tools: &UNIT_TOOLS, run: unit },
     Step { name: "embedder", about: "an embedder outside, by the public API alone", tools: &[setup::CC], run: embedder },
-    Step { name: "loom", about: "pins in every order of events, by a model checker", tools: &[setup::CC], run: loom },
+    Step { name: "loom", about: "what threads share, in every order of events, by a model checker", tools: &[setup::CC], run: loom },
     Step { name: "doc", about: "the examples in the documentation", tools: &[setup::CC], run: doc },
     Step { name: "fuzz", about: "every fuzz target for a few seconds", tools: &[setup::CXX], run: fuzz::run },
     Step { name: "lab", about: "our devices under KVM with a stock Linux guest", tools: &lab::TOOLS, run: the_lab },
 ];
 
-/// Peers that tests talk to; where one is missing, and cargo runs them without this program, they say `SKIPPED`.
-const UNIT_TOOLS: [Tool; 3] = [setup::CC, setup::NBDKIT, setup::QEMU_NBD];
+/// What tests talk to and make their devices with. Where something is missing, and cargo runs the tests without this
+/// program, they say `SKIPPED`; run by this program they fail instead.
+const UNIT_TOOLS: [Tool; 7] =
+    [setup::CC, setup::NBDKIT, setup::QEMU_NBD, setup::MKFS, setup::IP, setup::UNSHARE, setup::LOSETUP];
+
+/// Makes a skipped test a failed one (`iovirt_core::test_utils::skip`): what is green here has run.
+const NO_SKIP: &str = "IOVIRT_NO_SKIP";
 
 /// The crates that others build on.
 const LIBRARIES: [&str; 6] =
@@ -62,11 +67,11 @@ fn alone() -> Result<()> {
 fn unit() -> Result<()> {
     if cmd::find("cargo-nextest").is_some() {
         let arguments = ["nextest", "run", "--workspace", "--no-fail-fast"];
-        return Cmd::cargo().args(arguments).show();
+        return Cmd::cargo().args(arguments).env(NO_SKIP, "1").show();
     }
     println!("cargo-nextest is not installed: the tests run with cargo test");
     let arguments = ["test", "--workspace", "--all-targets", "--no-fail-fast"];
-    Cmd::cargo().args(arguments).show()
+    Cmd::cargo().args(arguments).env(NO_SKIP, "1").show()
 }
 
 /// A workspace of its own, so nothing that the other steps build is of use to it, nor does it disturb them: its own target
@@ -84,10 +89,22 @@ fn embedder() -> Result<()> {
 /// themselves take no time.
 fn loom() -> Result<()> {
     Cmd::cargo()
-        .args(["test", "--package", "iovirt-core", "--lib", "loom_", "--release", "--target-dir"])
+        .args([
+            "test",
+            "--lib",
+            "--release",
+            "-p",
+            "iovirt-core",
+            "-p",
+            "iovirt-frontends",
+            "-p",
+            "iovirt-backends",
+        ])
+        .args(["loom_", "--target-dir"])
         .arg(cmd::target().join("loom"))
         .env("RUSTFLAGS", "--cfg loom")
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
         .show()

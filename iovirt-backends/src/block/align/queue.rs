@@ -4,7 +4,7 @@ use super::Shared;
 use super::parent::{Parent, Step, cover, head, hold, tail};
 use iovirt_core::dma::{DmaError, SgLimits, SgList, SgPool};
 use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOp, BlockOutput, BlockRequest};
-use iovirt_core::stage::{Hold, RangeClient, RangeLocks, RangeTicket, SlotTable};
+use iovirt_core::stage::{Hold, Parked, RangeLocks, RangeTicket, SlotTable};
 use iovirt_core::worker::LaneWaker;
 use iovirt_core::{Backend, Completion, Completions, Depth, Mode, Queue, Request, Tag, WorkerContext};
 use std::fmt;
@@ -26,20 +26,14 @@ struct State<B> {
     depth: Depth,
     /// Whether requests that change parts of blocks have to be kept apart from others.
     serialise: bool,
-    /// Requests that wait for their range, with their tickets.
-    parked: SlotTable<(BlockRequest, Option<RangeTicket>)>,
-    /// Those of them that have not asked yet.
-    asking: Vec<Tag>,
-    /// Those of them whose range is theirs now.
-    granted: Vec<Tag>,
+    /// Requests that wait for their range.
+    parked: Parked<BlockRequest>,
     /// Ranges of requests that went down whole.
     held: SlotTable<RangeTicket>,
     parents: SlotTable<Parent>,
     returned: Vec<BlockRequest>,
     lost: Vec<u32>,
-    releases: Vec<RangeTicket>,
     ready: Vec<Completion<BlockRequest>>,
-    locks: RangeClient,
     pool: SgPool,
     in_flight: usize,
     submitted: bool,
@@ -59,16 +53,12 @@ impl<B: Backend<BlockRequest>> AlignedQueue<B> {
             caps: shared.caps(),
             depth,
             serialise: shared.block > u64::from(shared.config.logical_block),
-            parked: SlotTable::new(depth),
-            asking: Vec::with_capacity(room),
-            granted: Vec::with_capacity(room),
+            parked: Parked::new(&shared.locks, waker, depth),
             held: SlotTable::new(depth),
             parents: SlotTable::new(depth),
             returned: Vec::with_capacity(room),
             lost: Vec::new(),
-            releases: Vec::with_capacity(room),
             ready: Vec::with_capacity(room),
-            locks: shared.locks.client(waker, room),
             pool,
             in_flight: 0,
             submitted: false,
@@ -105,20 +95,16 @@ impl<B: Backend<BlockRequest>> AlignedQueue<B> {
     }
 
     fn start_granted(&mut self, cx: &mut WorkerContext<'_>) {
-        let mut granted = std::mem::take(&mut self.state.granted);
-        for tag in granted.drain(..) {
-            if let Some((request, ticket)) = self.state.parked.take(tag) {
-                self.begin(cx, request, ticket);
-            }
+        while let Some((request, ticket)) = self.state.parked.next_granted() {
+            self.begin(cx, request, ticket);
         }
-        self.state.granted = granted;
     }
 
     /// Takes what came back from below: steps of requests go on, the rest goes up.
     fn pass_up(&mut self, cx: &mut WorkerContext<'_>, done: &mut Completions<BlockRequest>) {
         let mark = done.len();
         self.below.poll(cx, done);
-        let State { parents, held, releases, returned, .. } = &mut self.state;
+        let State { parents, held, parked, returned, .. } = &mut self.state;
         if parents.is_empty() && held.is_empty() {
             self.state.in_flight -= done.len() - mark;
             return;
@@ -131,7 +117,9 @@ impl<B: Backend<BlockRequest>> AlignedQueue<B> {
                     parent.outcome = completion.output;
                     return false;
                 }
-                releases.extend(held.take(tag));
+                if let Some(ticket) = held.take(tag) {
+                    parked.release(ticket);
+                }
                 true
             },
             |child| returned.push(child),
@@ -171,31 +159,6 @@ impl<B: Backend<BlockRequest>> State<B> {
                 whole && request.sg().is_aligned(self.shared.config.memory as usize, block as usize)
             }
         }
-    }
-
-    /// Asks for the ranges of this batch.
-    fn ask(&mut self) {
-        let Self { asking, parked, granted, locks, shared, .. } = self;
-        let mut table = locks.batch();
-        for tag in asking.drain(..) {
-            let Some((request, ticket)) = parked.get_mut(tag) else { continue };
-            let range = cover(&(request.offset()..request.end()), shared.block);
-            let (asked, is_granted) = locks.ask(&mut table, range, hold(request, shared.block), tag);
-            *ticket = Some(asked);
-            if is_granted {
-                granted.push(tag);
-            }
-        }
-    }
-
-    /// Lets go of what is done with, and takes what that or others gave free.
-    fn exchange(&mut self) {
-        let Self { releases, granted, locks, .. } = self;
-        let mut table = locks.batch();
-        for ticket in releases.drain(..) {
-            table.release(ticket);
-        }
-        locks.granted(&mut table, granted);
     }
 
     /// The request for a parent's next step; `None` where all is done.
@@ -289,7 +252,9 @@ impl<B: Backend<BlockRequest>> State<B> {
         if let Some(bounce) = parent.bounce {
             self.pool.put(bounce);
         }
-        self.releases.extend(parent.ticket.map(|(ticket, _)| ticket));
+        if let Some((ticket, _)) = parent.ticket {
+            self.parked.release(ticket);
+        }
         self.ready.push(Completion { request: parent.request, output });
     }
 
@@ -305,15 +270,12 @@ impl<B: Backend<BlockRequest>> State<B> {
 
     /// Whether that tag may be used for one more request.
     fn is_free(&mut self, tag: Tag) -> bool {
-        if tag.index() >= self.depth.get()
-            || self.parked.get(tag).is_some()
-            || self.parents.get(tag).is_some()
-        {
+        if tag.index() >= self.depth.get() || self.parked.holds(tag) || self.parents.get(tag).is_some() {
             return false;
         }
         if let Some(ticket) = self.held.take(tag) {
             // A stage below dropped the former request of that name, as its owner knows already.
-            self.releases.push(ticket);
+            self.parked.release(ticket);
             self.in_flight -= 1;
         }
         true
@@ -375,8 +337,7 @@ impl<B: Backend<BlockRequest>> Queue<BlockRequest> for AlignedQueue<B> {
         }
         let changes = !matches!(request.op(), BlockOp::Read | BlockOp::Flush);
         if changes && state.serialise {
-            state.parked.insert(tag, (request, None));
-            state.asking.push(tag);
+            state.parked.park(request);
         } else {
             self.begin(cx, request, None);
         }
@@ -384,8 +345,9 @@ impl<B: Backend<BlockRequest>> Queue<BlockRequest> for AlignedQueue<B> {
 
     #[inline]
     fn kick(&mut self, cx: &mut WorkerContext<'_>) {
-        if !self.state.asking.is_empty() {
-            self.state.ask();
+        let block = self.state.shared.block;
+        let range = |request: &BlockRequest| cover(&(request.offset()..request.end()), block);
+        if self.state.parked.ask(|request| (range(request), hold(request, block))) {
             self.start_granted(cx);
         }
         self.state.submitted = false;
@@ -397,8 +359,7 @@ impl<B: Backend<BlockRequest>> Queue<BlockRequest> for AlignedQueue<B> {
         if self.state.pool.take_lost(&mut self.state.lost) > 0 {
             self.state.end_lost();
         }
-        if !self.state.releases.is_empty() || self.state.locks.has_granted() {
-            self.state.exchange();
+        if self.state.parked.exchange() {
             self.start_granted(cx);
         }
         let state = &mut self.state;
@@ -408,7 +369,7 @@ impl<B: Backend<BlockRequest>> Queue<BlockRequest> for AlignedQueue<B> {
             self.below.kick(cx);
             cx.run_again();
         }
-        if !self.state.releases.is_empty() {
+        if self.state.parked.has_releases() {
             cx.run_again();
         }
     }
@@ -436,21 +397,19 @@ impl<B: Backend<BlockRequest>> Queue<BlockRequest> for AlignedQueue<B> {
 impl<B: Backend<BlockRequest>> Drop for AlignedQueue<B> {
     fn drop(&mut self) {
         let state = &mut self.state;
-        let waiting = state.parked.drain().filter_map(|(_, (_, ticket))| ticket);
-        state.releases.extend(waiting);
-        state.releases.extend(state.held.drain().map(|(_, ticket)| ticket));
+        state.held.drain().for_each(|(_, ticket)| state.parked.release(ticket));
         let mut orphans = Vec::new();
         for (tag, parent) in state.parents.drain() {
             match (parent.ticket, parent.step) {
                 (Some((ticket, Hold::Exclusive)), Step::WriteBody(_)) => orphans.push((tag.get(), ticket)),
-                (Some((ticket, _)), _) => state.releases.push(ticket),
+                (Some((ticket, _)), _) => state.parked.release(ticket),
                 (None, _) => {}
             }
         }
-        state.exchange();
+        state.parked.close();
         if !orphans.is_empty() {
             let pool = std::mem::replace(&mut state.pool, SgPool::new(0, SgLimits::default()));
-            Orphans::keep(pool, orphans, state.locks.locks().clone());
+            Orphans::keep(pool, orphans, state.parked.locks().clone());
         }
     }
 }

@@ -115,6 +115,7 @@ mod control;
 mod disk;
 mod inline;
 mod lock;
+mod outbox;
 mod probe;
 mod queue;
 mod sys;

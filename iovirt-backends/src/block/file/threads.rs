@@ -5,12 +5,12 @@
 
 use super::disk::Disk;
 use super::inline;
+use super::outbox::Outbox;
 use super::task::Task;
 use iovirt_core::Depth;
 use iovirt_core::request::block::{BlockError, BlockOutput};
 use iovirt_core::worker::LaneWaker;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The pool. Dropping it lets the threads end once the jobs are done.
@@ -42,15 +42,7 @@ struct Jobs {
 struct Job {
     task: Task,
     disk: Arc<Disk>,
-    home: Arc<Outbox>,
-}
-
-/// Where the results for one queue wait.
-#[derive(Debug)]
-struct Outbox {
-    done: Mutex<Vec<Finished>>,
-    any: AtomicBool,
-    waker: LaneWaker,
+    home: Arc<Outbox<Finished>>,
 }
 
 /// A task that is done.
@@ -65,7 +57,7 @@ pub(super) struct Finished {
 pub(super) struct PoolClient {
     pool: Arc<Pool>,
     disk: Arc<Disk>,
-    home: Arc<Outbox>,
+    home: Arc<Outbox<Finished>>,
     room: usize,
     batch: Vec<Job>,
 }
@@ -85,11 +77,10 @@ impl Pool {
         // One more: the sync at the end of a drain.
         let room = depth.get() + 1;
         lock(&self.shared.jobs).make_room(room);
-        let home = Outbox { done: Mutex::new(Vec::with_capacity(room)), any: AtomicBool::new(false), waker };
         PoolClient {
             pool: self.clone(),
             disk: disk.clone(),
-            home: Arc::new(home),
+            home: Arc::new(Outbox::new(room, waker)),
             room,
             batch: Vec::with_capacity(room),
         }
@@ -168,10 +159,7 @@ impl Job {
     fn finish(self, output: BlockOutput) {
         let Self { task, disk, home } = self;
         drop(disk);
-        lock(&home.done).push(Finished { task, output });
-        if !home.any.swap(true, Ordering::SeqCst) {
-            home.waker.wake();
-        }
+        home.put(Finished { task, output });
     }
 }
 
@@ -196,9 +184,7 @@ impl PoolClient {
     /// Takes what is done; `into` is empty and becomes the next outbox.
     #[inline]
     pub(super) fn reap(&mut self, into: &mut Vec<Finished>) {
-        if self.home.any.load(Ordering::Relaxed) && self.home.any.swap(false, Ordering::SeqCst) {
-            std::mem::swap(&mut *lock(&self.home.done), into);
-        }
+        self.home.exchange(into);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The control plane.
 
 use super::store::Store;
-use super::{MAX_RANGE, MemoryConfig, MemoryQueue};
+use super::{Copying, MAX_RANGE, MemoryConfig, MemoryQueue};
 use crate::block::check_size;
 use iovirt_core::pipeline::{EventListener, Stages};
 use iovirt_core::request::block::{
@@ -74,7 +74,7 @@ impl Backend<BlockRequest> for MemoryBackend {
     }
 
     fn open(&self, _: &mut WorkerContext<'_>, depth: Depth) -> Result<MemoryQueue, BackendError> {
-        Ok(MemoryQueue::new(self.caps.clone(), self.store.window(), depth))
+        Ok(MemoryQueue::new(Copying { caps: self.caps.clone(), window: self.store.window() }, depth))
     }
 
     fn stages(&self, stages: &mut Stages) {

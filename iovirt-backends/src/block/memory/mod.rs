@@ -35,7 +35,7 @@ mod tests;
 
 pub use backend::MemoryBackend;
 pub use config::MemoryConfig;
-pub use queue::MemoryQueue;
+pub use queue::{Copying, MemoryQueue};
 
 /// The longest range of one discard or write-zeroes in bytes: what bounds the time of one request.
 pub const MAX_RANGE: u64 = 64 << 20;

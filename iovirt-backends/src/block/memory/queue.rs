@@ -1,23 +1,22 @@
 //! The data plane.
 
 use super::store::Window;
-use crate::block::finished::Finished;
+use crate::block::at_once::{AtOnceQueue, Serve};
 use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOp, BlockRequest};
-use iovirt_core::{Completions, Depth, Mode, Queue, WorkerContext};
 use std::sync::Arc;
 
 /// The data plane of a [`MemoryBackend`](super::MemoryBackend).
+pub type MemoryQueue = AtOnceQueue<Copying>;
+
+/// Copies between a request and the store.
 #[derive(Debug)]
-pub struct MemoryQueue {
-    caps: Arc<BlockCaps>,
-    window: Window,
-    finished: Finished,
+pub struct Copying {
+    pub(super) caps: Arc<BlockCaps>,
+    pub(super) window: Window,
 }
 
-impl MemoryQueue {
-    pub(super) fn new(caps: Arc<BlockCaps>, window: Window, depth: Depth) -> Self {
-        Self { caps, window, finished: Finished::new(depth) }
-    }
+impl Serve for Copying {
+    const TAKES_TIME: bool = true;
 
     #[inline]
     fn serve(&mut self, request: &mut BlockRequest) -> Result<(), BlockError> {
@@ -34,42 +33,5 @@ impl MemoryQueue {
         };
         // The range is within the disk; what is left is a list that is shorter than the request or may not be written.
         result.map_err(|_| BlockError::Io)
-    }
-}
-
-impl Queue<BlockRequest> for MemoryQueue {
-    #[inline]
-    fn submit(&mut self, _: &mut WorkerContext<'_>, mut request: BlockRequest) {
-        let result = self.serve(&mut request);
-        self.finished.push(request, result);
-    }
-
-    #[inline]
-    fn kick(&mut self, cx: &mut WorkerContext<'_>) {
-        if self.finished.len() > 0 {
-            // The copies took their time inside this turn; whoever measures above sees it.
-            cx.tick();
-        }
-    }
-
-    #[inline]
-    fn poll(&mut self, _: &mut WorkerContext<'_>, done: &mut Completions<BlockRequest>) {
-        self.finished.bring_up(done);
-    }
-
-    fn drain(&mut self, _: &mut WorkerContext<'_>) {
-        self.finished.drain();
-    }
-
-    fn resume(&mut self, _: &mut WorkerContext<'_>) {
-        self.finished.resume();
-    }
-
-    fn mode(&self) -> Mode {
-        self.finished.mode()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.finished.len()
     }
 }

@@ -15,6 +15,7 @@ use iovirt_core::{Backend, BackendError, BackendErrorKind, Depth, WorkerContext}
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// What the queues share.
 #[derive(Debug)]
@@ -43,7 +44,22 @@ impl NbdBackend {
     /// Where the configuration is not allowed, the server is not reached or refuses, or the export makes no disk.
     pub fn connect(config: NbdConfig) -> Result<Self, BackendError> {
         config.validate()?;
-        let Connected { socket, export } = handshake::connect(&config)?;
+        let connected = handshake::connect(&config)?;
+        Self::of(config, connected)
+    }
+
+    /// The same over a connection that is there already: a stream socket that somebody else has connected, for a process that
+    /// may not connect. Further queues, where the server lets them see the same disk, connect to the configured address.
+    ///
+    /// # Errors
+    /// As [`NbdBackend::connect`].
+    pub fn over(socket: OwnedFd, config: NbdConfig) -> Result<Self, BackendError> {
+        config.validate()?;
+        let connected = handshake::agree(socket, &config, Instant::now() + handshake::PATIENCE)?;
+        Self::of(config, connected)
+    }
+
+    fn of(config: NbdConfig, Connected { socket, export }: Connected) -> Result<Self, BackendError> {
         let facts = Facts::new(&export, &config)?;
         let caps = Arc::new(facts.caps.clone());
         let shared = Shared { config, facts, open: AtomicUsize::new(0), log: LogLimiter::default() };

@@ -33,6 +33,16 @@ pub(super) fn connect(config: &NbdConfig) -> Result<Connected, BackendError> {
     };
     let socket = socket
         .map_err(|error| BackendError::host(format!("the NBD server at {address} is not reached"), error))?;
+    agree(socket, config, deadline)
+}
+
+/// Agrees on the export with the server at the other end of `socket`.
+pub(super) fn agree(
+    socket: OwnedFd,
+    config: &NbdConfig,
+    deadline: Instant,
+) -> Result<Connected, BackendError> {
+    let address = &config.address;
     match shake_hands(&socket, &config.export, deadline) {
         Ok(export) => Ok(Connected { socket, export }),
         Err(Failed::Host(error)) => {

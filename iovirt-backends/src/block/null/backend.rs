@@ -1,6 +1,6 @@
 //! The control plane.
 
-use super::{NullConfig, NullQueue};
+use super::{Nothing, NullConfig, NullQueue};
 use crate::block::check_size;
 use iovirt_core::pipeline::{EventListener, Stages};
 use iovirt_core::request::block::{
@@ -47,7 +47,7 @@ impl Backend<BlockRequest> for NullBackend {
     }
 
     fn open(&self, _: &mut WorkerContext<'_>, depth: Depth) -> Result<NullQueue, BackendError> {
-        Ok(NullQueue::new(self.caps.clone(), self.fill, depth))
+        Ok(NullQueue::new(Nothing { caps: self.caps.clone(), fill: self.fill }, depth))
     }
 
     fn stages(&self, stages: &mut Stages) {

@@ -29,4 +29,4 @@ mod tests;
 
 pub use backend::NullBackend;
 pub use config::NullConfig;
-pub use queue::NullQueue;
+pub use queue::{Nothing, NullQueue};

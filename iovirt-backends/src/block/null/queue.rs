@@ -1,25 +1,24 @@
 //! The data plane.
 
-use crate::block::finished::Finished;
+use crate::block::at_once::{AtOnceQueue, Serve};
 use iovirt_core::request::block::{BlockCaps, BlockError, BlockOp, BlockRequest};
-use iovirt_core::{Completions, Depth, Mode, Queue, WorkerContext};
 use std::sync::Arc;
 
 /// The data plane of a [`NullBackend`](super::NullBackend).
+pub type NullQueue = AtOnceQueue<Nothing>;
+
+/// Does nothing with a request, but for the zeroes that it may fill reads with.
 #[derive(Debug)]
-pub struct NullQueue {
-    caps: Arc<BlockCaps>,
-    fill: bool,
-    finished: Finished,
+pub struct Nothing {
+    pub(super) caps: Arc<BlockCaps>,
+    pub(super) fill: bool,
 }
 
-impl NullQueue {
-    pub(super) fn new(caps: Arc<BlockCaps>, fill: bool, depth: Depth) -> Self {
-        Self { caps, fill, finished: Finished::new(depth) }
-    }
+impl Serve for Nothing {
+    const TAKES_TIME: bool = false;
 
     #[inline]
-    fn serve(&self, request: &mut BlockRequest) -> Result<(), BlockError> {
+    fn serve(&mut self, request: &mut BlockRequest) -> Result<(), BlockError> {
         self.caps.check(request)?;
         if self.fill && request.op() == BlockOp::Read {
             let len = request.len();
@@ -27,37 +26,5 @@ impl NullQueue {
             request.sg_mut().fill(0, len, 0).map_err(|_| BlockError::Io)?;
         }
         Ok(())
-    }
-}
-
-impl Queue<BlockRequest> for NullQueue {
-    #[inline]
-    fn submit(&mut self, _: &mut WorkerContext<'_>, mut request: BlockRequest) {
-        let result = self.serve(&mut request);
-        self.finished.push(request, result);
-    }
-
-    #[inline]
-    fn kick(&mut self, _: &mut WorkerContext<'_>) {}
-
-    #[inline]
-    fn poll(&mut self, _: &mut WorkerContext<'_>, done: &mut Completions<BlockRequest>) {
-        self.finished.bring_up(done);
-    }
-
-    fn drain(&mut self, _: &mut WorkerContext<'_>) {
-        self.finished.drain();
-    }
-
-    fn resume(&mut self, _: &mut WorkerContext<'_>) {
-        self.finished.resume();
-    }
-
-    fn mode(&self) -> Mode {
-        self.finished.mode()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.finished.len()
     }
 }

@@ -14,6 +14,8 @@ pub struct DelayHook {
     live: LiveQueue<Settings>,
     chance: Chance,
     waiting: Waiting,
+    /// By kind: the latest time that one waits for; zero where none waits.
+    latest: Box<[Time]>,
 }
 
 /// Who waits for which time. A drain lets requests go without asking the hook, so the heap may hold entries of requests that
@@ -68,10 +70,19 @@ enum Due {
 }
 
 impl DelayHook {
-    pub(super) fn new(control: &DelayControl, cx: &WorkerContext<'_>, depth: Depth) -> Self {
+    pub(super) fn new<R: Request>(control: &DelayControl, cx: &WorkerContext<'_>, depth: Depth) -> Self {
         let live = control.live.open(cx);
         let chance = Chance::new(live.settings().config.seed, live.number());
-        Self { live, chance, waiting: Waiting::new(depth) }
+        let latest = vec![Time::ZERO; R::KINDS.len()].into();
+        Self { live, chance, waiting: Waiting::new(depth), latest }
+    }
+
+    /// Requests that must keep their order wait at least as long as those before them, also where the settings have changed.
+    fn behind_others(&mut self, kind: usize, deadline: Option<Time>) -> Option<Time> {
+        let latest = &mut self.latest[kind];
+        let deadline = deadline.max(Some(*latest).filter(|latest| *latest > Time::ZERO));
+        *latest = deadline.unwrap_or(Time::ZERO);
+        deadline
     }
 }
 
@@ -80,13 +91,19 @@ impl<R: Request> Hook<R> for DelayHook {
     fn on_submit(&mut self, cx: &mut WorkerContext<'_>, request: &mut R) -> Flow<R::Output> {
         self.live.refresh();
         let Settings { config, mask } = self.live.settings();
-        if !mask.has(request.kind()) || (config.time.is_zero() && config.jitter.is_zero()) {
-            return Flow::Pass;
+        let waits = mask.has(request.kind()) && !(config.time.is_zero() && config.jitter.is_zero());
+        let mut deadline = waits.then(|| {
+            let jitter = u64::try_from(config.jitter.as_nanos()).unwrap_or(u64::MAX);
+            let more = self.chance.below(jitter.saturating_add(1));
+            cx.now() + config.time + std::time::Duration::from_nanos(more)
+        });
+        if R::IN_ORDER {
+            deadline = self.behind_others(request.kind(), deadline);
         }
-        let jitter = u64::try_from(config.jitter.as_nanos()).unwrap_or(u64::MAX);
-        let more = self.chance.below(jitter.saturating_add(1));
-        let deadline = cx.now() + config.time + std::time::Duration::from_nanos(more);
-        if self.waiting.insert(request.tag(), deadline) { Flow::Hold } else { Flow::Pass }
+        match deadline {
+            Some(deadline) if self.waiting.insert(request.tag(), deadline) => Flow::Hold,
+            _ => Flow::Pass,
+        }
     }
 
     fn on_poll(&mut self, cx: &mut WorkerContext<'_>, held: &mut Held<'_, R>) {
@@ -97,8 +114,10 @@ impl<R: Request> Hook<R> for DelayHook {
             match self.waiting.due(cx.now(), |tag| held.contains(tag)) {
                 Due::Now(tag) => held.release(tag),
                 Due::Later(deadline) => return cx.wake_at(deadline),
-                Due::Never => return,
+                Due::Never => break,
             }
         }
+        // Nobody waits any more, also where it was a drain that let all go.
+        self.latest.fill(Time::ZERO);
     }
 }

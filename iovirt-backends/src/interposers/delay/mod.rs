@@ -35,7 +35,8 @@
 //! less than it should be, and for as much longer as that takes.
 //!
 //! # Promises
-//! * Requests whose time comes at once go on in the order in which they were submitted.
+//! * Requests whose time comes at once go on in the order in which they were submitted. With `jitter` those of a disk overtake
+//!   each other; frames never do: one waits for the one before it.
 //! * A drain lets all go at once, and while a queue drains nothing is held.
 //! * Memory for two entries for each request of the queue's depth, taken when it opens; nothing is allocated later. No lock
 //!   but when the settings change.

@@ -46,7 +46,7 @@ impl<R: Request> HookStage<R> for Delay<R> {
     }
 
     fn hook(&self, cx: &mut WorkerContext<'_>, depth: Depth) -> DelayHook {
-        DelayHook::new(&self.control, cx, depth)
+        DelayHook::new::<R>(&self.control, cx, depth)
     }
 
     fn control(&self) -> Option<Arc<dyn Any + Send + Sync>> {

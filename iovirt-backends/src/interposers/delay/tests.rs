@@ -2,9 +2,13 @@ use super::hook::Waiting;
 use super::*;
 use crate::block::memory::{MemoryBackend, MemoryConfig};
 use crate::interposers::Kinds;
+use crate::net::loopback::{LoopbackBackend, LoopbackConfig};
+use crate::net::rig::{frame, rig};
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::request::net::NetRequest;
 use iovirt_core::test_utils::conformance::{self, Profile};
+use iovirt_core::test_utils::net::{self, Wire, WireConfig};
 use iovirt_core::test_utils::{BlockIo, Driver, IoId, VirtualClock};
 use iovirt_core::worker::UringPolicy;
 use iovirt_core::{Clock, Depth, Mode, Tag, Time, WorkerConfig};
@@ -191,5 +195,64 @@ proptest! {
                 driver.resume();
             }
         }
+    }
+}
+
+#[test]
+fn frames_do_not_overtake_each_other() {
+    let config = config(Duration::from_micros(20), Duration::from_micros(50));
+    let factory = || {
+        let delay = Delay::new(&config).unwrap();
+        BoxBackend::new(
+            Pipeline::top().stage(delay.layer()).backend(Wire::new(WireConfig::default())).unwrap(),
+        )
+    };
+    net::run(&factory, &Profile::new("delay over a wire").rounds(20)).assert_passed();
+}
+
+/// Also where the settings change while some wait: those that come later have nothing to wait for but those before them.
+#[test]
+fn frames_do_not_overtake_each_other_when_the_delay_ends() {
+    let delay = Delay::new(&config(MS, Duration::ZERO)).unwrap();
+    let control = delay.handle();
+    let wire = Wire::boxed(WireConfig::default());
+    let stack = BoxBackend::new(Pipeline::top().stage(delay.layer()).backend(wire.clone()).unwrap());
+    let (mut sender, mut receiver) = (rig(&stack, 0), rig(&wire, 0));
+    receiver.post(8);
+    sender.send([frame(1, 60).as_slice()]);
+    control.set(&config(Duration::ZERO, Duration::ZERO)).unwrap();
+    sender.send([frame(2, 60).as_slice()]);
+    sender.drain();
+    sender.poll();
+    sender.resume();
+    sender.send([frame(3, 60).as_slice()]);
+    assert_eq!(receiver.received(), [frame(1, 60), frame(2, 60), frame(3, 60)]);
+}
+
+#[test]
+fn frames_stay_in_order_where_only_what_is_sent_waits() {
+    let config = DelayConfig { kinds: "transmit".parse().unwrap(), ..config(Duration::ZERO, 2 * MS) };
+    let network = LoopbackBackend::new(&LoopbackConfig::default()).unwrap();
+    let delay = Delay::<NetRequest>::new(&config).unwrap();
+    let control = delay.handle();
+    let stack = BoxBackend::new(Pipeline::top().stage(delay.layer()).backend(network).unwrap());
+    let (mut receiver, mut sender) = (rig(&stack, 0), rig(&stack, 0));
+    for round in 0..20 {
+        receiver.post(7);
+        let frames: Vec<_> = (round * 7..round * 7 + 7).map(|number| frame(number, 60)).collect();
+        sender.send(frames[..5].iter().map(Vec::as_slice));
+        if round % 2 == 0 {
+            // Nor do those that need not wait any more.
+            control.set(&DelayConfig { jitter: Duration::ZERO, ..config.clone() }).unwrap();
+        }
+        sender.send(frames[5..].iter().map(Vec::as_slice));
+        let mut came = Vec::new();
+        while came.len() < frames.len() {
+            sender.poll();
+            came.extend(receiver.received());
+        }
+        assert_eq!(came, frames, "round {round}");
+        sender.poll();
+        control.set(&config).unwrap();
     }
 }

@@ -1,9 +1,11 @@
 use super::*;
 use crate::net::loopback::{LoopbackBackend, LoopbackConfig};
-use crate::net::rig::{NetRig, frame};
+use crate::net::rig::{frame, rig};
 use iovirt_core::Mode;
 use iovirt_core::pipeline::{BoxBackend, Pipeline};
 use iovirt_core::request::net::{NetError, NetOp, NetOutput, NetRequest};
+use iovirt_core::test_utils::conformance::Profile;
+use iovirt_core::test_utils::net::{self, Verdicts};
 use std::sync::Arc;
 
 fn filtered(drops: Drops) -> (BoxBackend<NetRequest>, Arc<FilterControl>) {
@@ -22,7 +24,7 @@ fn odd(frame: &Frame<'_>) -> Verdict {
 fn what_is_dropped_on_the_way_up_makes_no_hole_and_no_disorder() {
     let (stack, control) = filtered(Drops::Nothing);
     control.set(|frame| if frame.direction == Direction::ToGuest { odd(frame) } else { Verdict::Pass });
-    let (mut sender, mut receiver) = (NetRig::new(&stack, 0), NetRig::new(&stack, 0));
+    let (mut sender, mut receiver) = (rig(&stack, 0), rig(&stack, 0));
     receiver.post(8);
     let mut came = Vec::new();
     for number in 0..100 {
@@ -44,7 +46,7 @@ fn what_is_dropped_on_the_way_up_makes_no_hole_and_no_disorder() {
 fn a_batch_keeps_its_order_around_dropped_frames() {
     let (stack, control) = filtered(Drops::Nothing);
     control.set(|frame| if frame.direction == Direction::ToGuest { odd(frame) } else { Verdict::Pass });
-    let (mut sender, mut receiver) = (NetRig::new(&stack, 0), NetRig::new(&stack, 0));
+    let (mut sender, mut receiver) = (rig(&stack, 0), rig(&stack, 0));
     receiver.post(8);
     let batch: Vec<_> = [1, 2, 4, 3, 6, 5, 7, 8].map(|number| frame(number, 60)).into();
     sender.send(batch.iter().map(Vec::as_slice));
@@ -54,7 +56,7 @@ fn a_batch_keeps_its_order_around_dropped_frames() {
 #[test]
 fn what_the_guest_sends_is_dropped_as_if_it_were_sent() {
     let (stack, control) = filtered(Drops::Transmit);
-    let mut rig = NetRig::new(&stack, 0);
+    let mut rig = rig(&stack, 0);
     rig.post(2);
     rig.send([frame(1, 60).as_slice()]);
     let home = rig.poll();
@@ -77,7 +79,7 @@ fn what_the_guest_sends_is_dropped_as_if_it_were_sent() {
 #[test]
 fn a_drain_ends_though_every_frame_is_dropped() {
     let (stack, _) = filtered(Drops::Receive);
-    let (mut sender, mut receiver) = (NetRig::new(&stack, 0), NetRig::new(&stack, 0));
+    let (mut sender, mut receiver) = (rig(&stack, 0), rig(&stack, 0));
     receiver.post(3);
     sender.send([frame(1, 60).as_slice()]);
     receiver.drain();
@@ -86,4 +88,15 @@ fn a_drain_ends_though_every_frame_is_dropped() {
     let aborted = (NetOp::Receive, NetOutput::Failed(NetError::Aborted), Vec::new());
     assert_eq!(home, [aborted.clone(), aborted.clone(), aborted]);
     assert_eq!(receiver.mode(), Mode::Quiesced);
+}
+
+#[test]
+fn it_passes_the_suite_for_networks_and_that_for_judges() {
+    net::run(&|| filtered(Drops::Nothing).0, &Profile::new("filter")).assert_passed();
+    let judge = |verdicts: Verdicts, network| {
+        let filter = Filter::new(&FilterConfig::default());
+        filter.handle().set(move |frame| if verdicts(frame.bytes) { Verdict::Pass } else { Verdict::Drop });
+        BoxBackend::new(Pipeline::top().stage(filter.layer()).backend(network).unwrap())
+    };
+    net::judge(&judge, &Profile::new("filter")).assert_passed();
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub struct LoopbackBackend {
     caps: Arc<NetCaps>,
     pairs: Arc<[Pair]>,
-    control: Arc<LoopbackControl>,
+    pub(super) control: Arc<LoopbackControl>,
 }
 
 impl LoopbackBackend {

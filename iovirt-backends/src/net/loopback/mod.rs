@@ -24,6 +24,8 @@
 mod backend;
 mod config;
 mod control;
+#[cfg(all(test, loom))]
+mod model;
 mod pair;
 mod queue;
 #[cfg(test)]

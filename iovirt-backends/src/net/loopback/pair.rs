@@ -1,9 +1,9 @@
 //! What the two sides of a pair share: tokens that wait, and tokens that have a frame.
 
 use iovirt_core::request::net::NetRequest;
-use iovirt_core::worker::LaneWaker;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use iovirt_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use iovirt_core::worker::{LaneWaker, WorkerContext};
 
 /// One pair of queues.
 #[derive(Debug, Default)]
@@ -42,7 +42,13 @@ impl Pair {
 
     /// One batch of submissions: takes `tokens` of `me`, and copies `frames` into the tokens that wait. Tokens stay where
     /// they are if another one receives on this pair.
-    pub(super) fn exchange(&self, me: &Arc<Receiver>, tokens: &mut Vec<NetRequest>, frames: &[NetRequest]) {
+    pub(super) fn exchange(
+        &self,
+        cx: &WorkerContext<'_>,
+        me: &Arc<Receiver>,
+        tokens: &mut Vec<NetRequest>,
+        frames: &[NetRequest],
+    ) {
         let mut wake = None;
         {
             let mut state = self.lock();
@@ -63,7 +69,7 @@ impl Pair {
         }
         // Whoever sends to itself polls next in any case.
         if let Some(receiver) = wake.filter(|receiver| !Arc::ptr_eq(receiver, me)) {
-            receiver.waker.wake();
+            cx.wake(&receiver.waker);
         }
     }
 
@@ -72,24 +78,32 @@ impl Pair {
         self.dropped.fetch_add(dropped, Ordering::Relaxed);
     }
 
-    /// Moves the tokens of `me` that have a frame to `to`, in the order of the frames. No lock where there is none.
+    /// Moves the tokens of `me` that have a frame to `to`, in the order of the frames, and says how many. No lock where there
+    /// is none.
     #[inline]
-    pub(super) fn take(&self, me: &Arc<Receiver>, mut to: impl FnMut(NetRequest)) {
-        if self.ready.load(Ordering::SeqCst) {
-            let mut state = self.lock();
-            if state.is_of(me) {
-                self.ready.store(false, Ordering::SeqCst);
-                state.filled.drain(..).for_each(&mut to);
-            }
+    pub(super) fn take(&self, me: &Arc<Receiver>, to: impl FnMut(NetRequest)) -> usize {
+        if !self.ready.load(Ordering::SeqCst) {
+            return 0;
         }
+        let mut state = self.lock();
+        if !state.is_of(me) {
+            return 0;
+        }
+        self.ready.store(false, Ordering::SeqCst);
+        let count = state.filled.len();
+        state.filled.drain(..).for_each(to);
+        count
     }
 
-    /// Gives back all tokens of `me` that wait; frames sent from now on find none.
-    pub(super) fn recall(&self, me: &Arc<Receiver>, mut to: impl FnMut(NetRequest)) {
+    /// Gives back all tokens of `me` that wait, and says how many; frames sent from now on find none.
+    pub(super) fn recall(&self, me: &Arc<Receiver>, to: impl FnMut(NetRequest)) -> usize {
         let mut state = self.lock();
-        if state.is_of(me) {
-            state.tokens.drain(..).for_each(&mut to);
+        if !state.is_of(me) {
+            return 0;
         }
+        let count = state.tokens.len();
+        state.tokens.drain(..).for_each(to);
+        count
     }
 
     /// `me` is gone.
@@ -111,17 +125,21 @@ impl PairState {
         self.receiver.as_ref().is_some_and(|receiver| Arc::ptr_eq(receiver, me))
     }
 
+    /// The token's list is smaller than the network's longest frame: the frame is lost, the token is not.
+    #[cold]
+    #[inline(never)]
+    fn keep(&mut self, mut token: NetRequest) {
+        token.renew();
+        self.tokens.push(token);
+    }
+
     /// Copies frames into tokens as far as there are any, and says how many.
     fn carry(&mut self, frames: &[NetRequest]) -> u64 {
         let mut carried = 0;
         for frame in frames {
             let Some(mut token) = self.tokens.pop() else { break };
-            let len = frame.sg().len();
-            let sg = token.sg_mut();
-            if sg.push_host(len as usize).and_then(|()| sg.copy_sg(0, frame.sg(), 0, len)).is_err() {
-                // The token's list is smaller than the network's longest frame: the frame is lost, the token is not.
-                token.renew();
-                self.tokens.push(token);
+            if token.sg_mut().push_copy(frame.sg()).is_err() {
+                self.keep(token);
                 continue;
             }
             self.filled.push(token);

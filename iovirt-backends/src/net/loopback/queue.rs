@@ -2,7 +2,7 @@
 
 use super::pair::{Pair, Receiver};
 use crate::net::finished::Finished;
-use iovirt_core::request::net::{NetCaps, NetError, NetOp, NetRequest};
+use iovirt_core::request::net::{NetCaps, NetError, NetOp, NetOutput, NetRequest};
 use iovirt_core::worker::LaneWaker;
 use iovirt_core::{Completions, Depth, Mode, Queue, WorkerContext};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub struct LoopbackQueue {
     /// Submitted since the last kick.
     tokens: Vec<NetRequest>,
     frames: Vec<NetRequest>,
+    /// Frames that were copied, or lost, and wait for the next poll.
+    sent: Vec<NetRequest>,
     /// Tokens that the pair has.
     lent: usize,
     finished: Finished,
@@ -33,6 +35,7 @@ impl LoopbackQueue {
             pair: None,
             tokens: requests(),
             frames: requests(),
+            sent: requests(),
             lent: 0,
             finished: Finished::new(depth),
         }
@@ -48,6 +51,12 @@ impl LoopbackQueue {
         self.caps.check(request).err()
     }
 
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, request: NetRequest, error: NetError) {
+        self.finished.push(request, Err(error));
+    }
+
     /// The pair of this data plane, once it had a request.
     fn pair(&self) -> Option<&Pair> {
         self.pairs.get(usize::from(self.pair?))
@@ -58,7 +67,7 @@ impl Queue<NetRequest> for LoopbackQueue {
     #[inline]
     fn submit(&mut self, _: &mut WorkerContext<'_>, request: NetRequest) {
         if let Some(error) = self.refusal(&request) {
-            self.finished.push(request, Err(error));
+            self.refuse(request, error);
             return;
         }
         self.pair = Some(request.pair());
@@ -75,14 +84,16 @@ impl Queue<NetRequest> for LoopbackQueue {
         if tokens + self.frames.len() == 0 {
             return;
         }
-        pair.exchange(&self.me, &mut self.tokens, &self.frames);
+        pair.exchange(cx, &self.me, &mut self.tokens, &self.frames);
         self.lent += tokens - self.tokens.len();
         for refused in self.tokens.drain(..) {
             self.finished.push(refused, Err(NetError::Unsupported));
         }
         if !self.frames.is_empty() {
-            for sent in self.frames.drain(..) {
-                self.finished.push(sent, Ok(()));
+            if self.sent.is_empty() {
+                std::mem::swap(&mut self.frames, &mut self.sent);
+            } else {
+                self.sent.append(&mut self.frames);
             }
             // The copies took their time inside this turn; whoever measures above sees it.
             cx.tick();
@@ -91,16 +102,15 @@ impl Queue<NetRequest> for LoopbackQueue {
 
     #[inline]
     fn poll(&mut self, _: &mut WorkerContext<'_>, done: &mut Completions<NetRequest>) {
+        self.finished.bring_up(done);
+        for sent in self.sent.drain(..) {
+            done.push(sent, NetOutput::Done);
+        }
         if self.lent > 0
             && let Some(pair) = self.pair.and_then(|pair| self.pairs.get(usize::from(pair)))
         {
-            let Self { me, finished, lent, .. } = self;
-            pair.take(me, |request| {
-                *lent -= 1;
-                finished.push(request, Ok(()));
-            });
+            self.lent -= pair.take(&self.me, |request| done.push(request, NetOutput::Done));
         }
-        self.finished.bring_up(done);
     }
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {
@@ -111,12 +121,8 @@ impl Queue<NetRequest> for LoopbackQueue {
         if let Some(pair) = self.pair.and_then(|pair| self.pairs.get(usize::from(pair))) {
             let Self { me, finished, lent, .. } = self;
             // Frames that are here already come before the tokens that got none.
-            let mut keep = |request, result| {
-                *lent -= 1;
-                finished.push(request, result);
-            };
-            pair.take(me, |request| keep(request, Ok(())));
-            pair.recall(me, |request| keep(request, Err(NetError::Aborted)));
+            *lent -= pair.take(me, |request| finished.push(request, Ok(())));
+            *lent -= pair.recall(me, |request| finished.push(request, Err(NetError::Aborted)));
         }
         cx.run_again();
     }
@@ -130,7 +136,7 @@ impl Queue<NetRequest> for LoopbackQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.tokens.len() + self.frames.len() + self.lent + self.finished.len()
+        self.tokens.len() + self.frames.len() + self.sent.len() + self.lent + self.finished.len()
     }
 }
 

@@ -1,8 +1,10 @@
 use super::*;
 use crate::interposers::stats::{Stats, StatsConfig, StatsControl};
-use crate::net::rig::{NetRig, frame};
-use iovirt_core::pipeline::{BoxBackend, BoxQueue, Pipeline};
-use iovirt_core::request::net::{NetError, NetOp, NetOutput, NetRequest, Offload};
+use crate::net::rig::{frame, rig};
+use iovirt_core::pipeline::{BoxBackend, BoxQueue, Pipeline, SwapControl, SwapLayer};
+use iovirt_core::request::net::{NetCaps, NetError, NetOp, NetOutput, NetRequest, Offload};
+use iovirt_core::test_utils::conformance::Profile;
+use iovirt_core::test_utils::net;
 use iovirt_core::worker::{Lane, Turn};
 use iovirt_core::{Backend, Depth, Mode, Queue, Tag, Worker, WorkerConfig, WorkerContext};
 use std::sync::Arc;
@@ -25,7 +27,7 @@ fn slices(frames: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
 #[test]
 fn what_is_sent_comes_back_in_order_across_workers() {
     let (backend, control) = loopback();
-    let (mut sender, mut receiver) = (NetRig::new(&backend, 3), NetRig::new(&backend, 3));
+    let (mut sender, mut receiver) = (rig(&backend, 3), rig(&backend, 3));
     let mut number = 0;
     for round in 0..50 {
         let batch = frames(number..number + 1 + round % 7);
@@ -58,7 +60,7 @@ impl Lane for Waiting {
 #[test]
 fn the_lane_that_receives_is_woken() {
     let (backend, _) = loopback();
-    let mut sender = NetRig::new(&backend, 0);
+    let mut sender = rig(&backend, 0);
     let mut worker = Worker::new(WorkerConfig::default()).unwrap();
     let turns = Arc::<AtomicUsize>::default();
     let counted = turns.clone();
@@ -79,7 +81,7 @@ fn the_lane_that_receives_is_woken() {
 #[test]
 fn without_a_token_a_frame_is_dropped_and_counted() {
     let (backend, control) = loopback();
-    let (mut sender, mut receiver) = (NetRig::new(&backend, 0), NetRig::new(&backend, 0));
+    let (mut sender, mut receiver) = (rig(&backend, 0), rig(&backend, 0));
     let batch = frames(0..5);
     sender.send(slices(&batch));
     assert_eq!(sender.poll().len(), 5);
@@ -93,8 +95,8 @@ fn without_a_token_a_frame_is_dropped_and_counted() {
 #[test]
 fn pairs_are_apart_and_one_plane_of_each_receives() {
     let (backend, _) = loopback();
-    let (mut first, mut other) = (NetRig::new(&backend, 0), NetRig::new(&backend, 1));
-    let mut second = NetRig::new(&backend, 0);
+    let (mut first, mut other) = (rig(&backend, 0), rig(&backend, 1));
+    let mut second = rig(&backend, 0);
     first.post(1);
     other.post(1);
     second.post(1);
@@ -111,7 +113,7 @@ fn pairs_are_apart_and_one_plane_of_each_receives() {
 #[test]
 fn a_drain_gives_tokens_back_and_frames_before_them() {
     let (backend, control) = loopback();
-    let (mut sender, mut receiver) = (NetRig::new(&backend, 0), NetRig::new(&backend, 0));
+    let (mut sender, mut receiver) = (rig(&backend, 0), rig(&backend, 0));
     receiver.post(3);
     sender.send([frame(1, 60).as_slice()]);
     receiver.drain();
@@ -135,28 +137,18 @@ fn a_drain_gives_tokens_back_and_frames_before_them() {
 #[test]
 fn what_the_network_does_not_take_fails() {
     let (backend, _) = loopback();
-    let mut rig = NetRig::new(&backend, 0);
-    let sent = |rig: &mut NetRig, len: usize| {
-        rig.submit(|request| {
-            let tag = iovirt_core::Request::tag(&request);
-            let mut sg = request.into_sg();
-            sg.push_host(len).unwrap();
-            NetRequest::transmit(tag, 0, sg)
-        });
+    let mut rig = rig(&backend, 0);
+    let mut sent = |len: usize| {
+        rig.send([vec![0x5a; len].as_slice()]);
         rig.poll().pop().unwrap().1
     };
-    assert_eq!(sent(&mut rig, 13), NetOutput::Failed(NetError::BadLength));
-    assert_eq!(sent(&mut rig, 14), NetOutput::Done);
-    assert_eq!(sent(&mut rig, 1518), NetOutput::Done);
-    assert_eq!(sent(&mut rig, 1519), NetOutput::Failed(NetError::BadLength));
-    rig.submit(|request| {
-        let tag = iovirt_core::Request::tag(&request);
-        let mut sg = request.into_sg();
-        sg.push_host(60).unwrap();
-        NetRequest::transmit(tag, 0, sg).with_offload(Offload { gso_type: 1, ..Offload::default() })
-    });
+    assert_eq!(sent(13), NetOutput::Failed(NetError::BadLength));
+    assert_eq!(sent(14), NetOutput::Done);
+    assert_eq!(sent(1518), NetOutput::Done);
+    assert_eq!(sent(1519), NetOutput::Failed(NetError::BadLength));
+    rig.send_offloaded(&frame(1, 60), Offload { gso_type: 1, ..Offload::default() });
     assert_eq!(rig.poll().pop().unwrap().1, NetOutput::Failed(NetError::Unsupported));
-    NetRig::new(&backend, 99).submit(|request| request);
+    crate::net::rig::rig(&backend, 99).post(1);
     for (mtu, pairs) in [(67, 1), (1500, 0), (1500, 33)] {
         assert!(LoopbackBackend::new(&LoopbackConfig { mtu, pairs }).is_err());
     }
@@ -167,7 +159,7 @@ fn stats_count_frames_each_way() {
     let loopback = LoopbackBackend::new(&LoopbackConfig::default()).unwrap();
     let stats = Stats::<NetRequest>::new(&StatsConfig::default()).layer();
     let stack = BoxBackend::new(Pipeline::top().stage(stats).backend(loopback).unwrap());
-    let mut rig = NetRig::new(&stack, 0);
+    let mut rig = rig(&stack, 0);
     rig.post(4);
     rig.send(slices(&[frame(1, 60), frame(2, 1000)]));
     rig.poll();
@@ -178,4 +170,45 @@ fn stats_count_frames_each_way() {
         snapshot.kinds.iter().map(|kind| (kind.name, kind.ops, kind.bytes, kind.failures)).collect();
     assert_eq!(seen, [("transmit", 2, 1060, 0), ("receive", 4, 1060, 2)]);
     assert_eq!(snapshot.in_flight, 0);
+}
+
+#[test]
+fn it_passes_the_suite_for_networks() {
+    let factory = || loopback().0;
+    net::run(&factory, &Profile::new("loopback")).assert_passed();
+}
+
+#[test]
+fn tokens_wait_through_an_exchange_unless_their_client_drains() {
+    let place = SwapLayer::new(NetCaps::may_replace);
+    let stack = BoxBackend::new(Pipeline::top().stage(place).backend(loopback().0).unwrap());
+    let control: Arc<SwapControl<NetRequest>> = stack.list_stages().control("swappable").unwrap();
+    let (mut receiver, mut idle) = (rig(&stack, 0), rig(&stack, 1));
+    assert_eq!((receiver.poll(), idle.poll()), (vec![], vec![]));
+    receiver.post(3);
+    for _ in 0..2 {
+        // The other queue takes no turn, so the exchange gets stuck half way.
+        let ticket = control.swap(loopback().0).unwrap();
+        assert_eq!((receiver.poll(), receiver.in_flight(), receiver.mode()), (vec![], 3, Mode::Running));
+        control.cancel();
+        assert_eq!((receiver.poll(), receiver.in_flight()), (vec![], 3));
+        assert!(ticket.is_done());
+    }
+    receiver.send([frame(1, 60).as_slice()]);
+    assert_eq!(receiver.poll().len(), 2, "what was sent, and a token with it");
+    let ticket = control.swap(loopback().0).unwrap();
+    assert_eq!(receiver.poll(), []);
+    receiver.post(1);
+    receiver.drain();
+    let aborted = (NetOp::Receive, NetOutput::Failed(NetError::Aborted), vec![]);
+    assert_eq!(receiver.poll(), vec![aborted; 3]);
+    assert_eq!((receiver.in_flight(), receiver.mode()), (0, Mode::Draining));
+    while !ticket.is_done() {
+        assert_eq!((receiver.poll(), idle.poll()), (vec![], vec![]));
+    }
+    assert_eq!((receiver.poll(), receiver.mode()), (vec![], Mode::Quiesced));
+    receiver.resume();
+    receiver.post(1);
+    receiver.send([frame(2, 60).as_slice()]);
+    assert_eq!(receiver.received(), [frame(2, 60)]);
 }

@@ -50,14 +50,6 @@ pub use ticket::{InvalidateStatus, InvalidateTicket};
 
 use slots::Slots;
 
-/// What the model checker replaces.
-mod sync {
-    #[cfg(all(test, loom))]
-    pub(super) use loom::sync::atomic::{AtomicU64, Ordering, fence};
-    #[cfg(not(all(test, loom)))]
-    pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
-}
-
 /// A range of I/O virtual addresses, never empty. The last one is included, so that it can reach the end of the space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IovaRange {
@@ -144,16 +136,44 @@ impl IovaSpans {
         self.len = 0;
     }
 
-    /// Adds a range. One too many is joined to the one that grows least by it.
+    /// Adds a range. Where there is no place for one more, those that overlap or adjoin are joined first, and then, if need
+    /// be, it is joined to the one that grows least by it.
     #[inline]
     pub fn add(&mut self, range: IovaRange) {
-        if let Some(held) = self.ranges[..self.len].iter_mut().find(|held| held.touches(range)) {
-            *held = held.hull(range);
-        } else if let Some(free) = self.ranges.get_mut(self.len) {
+        // Most requests have no more ranges than there are places: looking for what adjoins would cost more than it saves.
+        if let Some(free) = self.ranges.get_mut(self.len) {
             *free = range;
             self.len += 1;
         } else {
-            self.join_nearest(range);
+            self.add_to_full(range);
+        }
+    }
+
+    #[inline(never)]
+    fn add_to_full(&mut self, range: IovaRange) {
+        if let Some(held) = self.ranges.iter_mut().find(|held| held.touches(range)) {
+            *held = held.hull(range);
+            return;
+        }
+        self.join_touching();
+        match self.ranges.get_mut(self.len) {
+            Some(free) => {
+                *free = range;
+                self.len += 1;
+            }
+            None => self.join_nearest(range),
+        }
+    }
+
+    /// Joins ranges that overlap or adjoin.
+    fn join_touching(&mut self) {
+        for at in (1..self.len).rev() {
+            let range = self.ranges[at];
+            if let Some(held) = self.ranges[..at].iter_mut().find(|held| held.touches(range)) {
+                *held = held.hull(range);
+                self.len -= 1;
+                self.ranges[at] = self.ranges[self.len];
+            }
         }
     }
 

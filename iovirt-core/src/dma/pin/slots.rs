@@ -2,8 +2,8 @@
 //!
 //! Only what must be right about memory ordering is here, on atomics that `model.rs` replaces by those of a model checker.
 
-use super::sync::{AtomicU64, Ordering, fence};
 use super::{IovaRange, IovaSpans};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// The turn counter and the slots of one queue.
 #[derive(Debug)]

@@ -62,6 +62,21 @@ proptest! {
 }
 
 #[test]
+fn many_pieces_that_adjoin_are_held_exactly() {
+    // A table, a header, data in eight pages of two places, and a status behind the header.
+    let mut ranges = vec![(0x10_0000, 64), (0x20_0000, 16)];
+    ranges.extend((0..8).map(|page| (0x30_0000 + page % 2 * 0x10_0000 + page / 2 * 0x1000, 0x1000)));
+    ranges.push((0x20_0010, 1));
+    let spans = spans(&ranges);
+    let held: u64 = spans.ranges().iter().map(|range| range.last() - range.first() + 1).sum();
+    assert_eq!(held, 64 + 17 + 8 * 0x1000, "{spans:?}");
+    for (iova, len) in ranges {
+        let whole = |held: &IovaRange| held.first() <= iova && iova + len - 1 <= held.last();
+        assert!(spans.ranges().iter().any(whole));
+    }
+}
+
+#[test]
 fn an_invalidation_waits_for_overlapping_pins_only() {
     let board = PinBoard::new();
     let mut pins = pinned(&board, &spans(&[(0x1000, 0x1000), (0x8000, 0x10)]));

@@ -137,6 +137,28 @@ fn the_buffer_is_reused_unless_a_slice_holds_it() {
 }
 
 #[test]
+fn a_copy_lies_in_host_memory_of_its_own() {
+    let view = view();
+    view.write(0x1ff8, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).unwrap();
+    for pieces in [&[(0x1ff8, 4)][..], &[(0x1ffa, 3), (0x1ffe, 4)], &[]] {
+        let from = guest(&view, pieces, Access::Read);
+        let mut list = SgList::with_limits(SgLimits { segments: 3, host_bytes: 0x5000 });
+        list.push_copy(&from).unwrap();
+        list.push_host(0x2000).unwrap();
+        list.push_copy(&from).unwrap();
+        let (len, all) = (from.len() as usize, bytes(&list));
+        assert_eq!((&all[..len], &all[len + 0x2000..]), (&bytes(&from)[..], &bytes(&from)[..]));
+        assert!(list.is_stable() && !list.is_read_only());
+        list.fill(len as u64, 0x2000, 0xff).unwrap();
+        assert_eq!(bytes(&list)[..len], bytes(&from), "what follows lies elsewhere");
+    }
+    let mut small = SgList::with_limits(SgLimits { segments: 1, host_bytes: 3 });
+    let from = guest(&view, &[(0x1ff8, 4)], Access::Read);
+    assert_eq!(small.push_copy(&from), Err(DmaError::BufferTooLarge { max: 3 }));
+    assert!(small.is_empty());
+}
+
+#[test]
 fn a_checked_header_and_a_payload_without_a_copy() {
     let view = view();
     view.write(0x1000, &[7; 8]).unwrap();
@@ -219,6 +241,29 @@ fn lists_exchange_what_they_hold() {
     let mut small = SgList::with_limits(SgLimits { segments: 1, host_bytes: 0 });
     assert_eq!(small.swap_segments(&mut request), Err(DmaError::TooManySegments { max: 1 }));
     assert_eq!((small.len(), request.len()), (0, 0x20));
+}
+
+#[test]
+fn a_slice_of_one_segment_is_as_any_other() {
+    let (here, elsewhere) = (view(), view());
+    for (view, access) in [(&here, Access::Read), (&here, Access::Write), (&elsewhere, Access::Read)] {
+        let from = guest(view, &[(0x100, 64)], access);
+        // Of the same map, of another one, and of none.
+        for mut to in [guest(&here, &[(0, 4)], Access::Write), SgList::with_limits(SgLimits::default())] {
+            let before = to.len();
+            from.slice_into(12, 52, &mut to).unwrap();
+            let last = to.segments().last().unwrap();
+            assert_eq!((last.guest_addr(), last.len(), to.len()), (Some(0x10c), 52, before + 52));
+            assert_eq!(last.iovec().as_ptr(), from.as_iovecs()[0].as_ptr().wrapping_add(12));
+            assert_eq!(to.is_read_only(), access == Access::Read);
+        }
+    }
+    let from = guest(&here, &[(0x100, 64)], Access::Read);
+    let mut full = SgList::with_limits(SgLimits { segments: 1, host_bytes: 0 });
+    full.push(&here, 0, 4, Access::Write).unwrap();
+    assert_eq!(from.slice_into(0, 64, &mut full), Err(DmaError::TooManySegments { max: 1 }));
+    assert_eq!(from.slice_into(60, 5, &mut full), Err(DmaError::OutOfRange { offset: 60, len: 5 }));
+    assert!(!full.is_read_only() && full.len() == 4);
 }
 
 #[test]

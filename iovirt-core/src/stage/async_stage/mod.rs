@@ -97,6 +97,8 @@ mod calls;
 mod child;
 mod handler;
 mod io;
+#[cfg(all(test, loom))]
+mod model;
 mod queue;
 mod ready;
 mod shared;

@@ -1,8 +1,8 @@
 //! Which slots want to be polled: a set that any thread may add to.
 
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::worker::LaneWaker;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Wake, Waker};
 
 const BITS: usize = 64;
@@ -67,7 +67,8 @@ impl ReadySet {
     #[inline]
     pub(super) fn go_to_rest(&self) -> bool {
         self.awake.store(false, Ordering::SeqCst);
-        self.is_empty()
+        // Read and written in one: who adds after this sees that the owner rests, whoever added before is seen here.
+        self.summary.iter().all(|summary| summary.fetch_or(0, Ordering::SeqCst) == 0)
     }
 
     /// The waker of a slot: the one allocation that a slot's wake-ups cost.

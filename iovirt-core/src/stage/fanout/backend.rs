@@ -8,10 +8,10 @@ use crate::pipeline::{Event, EventListener, Stages};
 use crate::request::{Depth, Request};
 use crate::stage::ranges::RangeLocks;
 use crate::state::{StageStates, StateError};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, PoisonError};
 use crate::worker::WorkerContext;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// A fan-out stage above its branches.
 pub struct FannedOut<R: Request, S, B> {

@@ -4,7 +4,7 @@ use super::children::Generations;
 use crate::dma::SgPool;
 use crate::request::Tag;
 use crate::stage::ranges::{RangeLocks, RangeTicket};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::sync::{Arc, Mutex, PoisonError};
 
 /// Keeps the ranges of such requests theirs until the branches have let go of the memory of all their children.
 pub(super) struct Orphans {

@@ -8,7 +8,8 @@ use crate::backend::{Backend, Mode, Queue};
 use crate::dma::{SgLimits, SgPool};
 use crate::log::LogLimiter;
 use crate::request::{Completion, Completions, Depth, Request, Tag};
-use crate::stage::ranges::{Hold, RangeClient, RangeTicket};
+use crate::stage::parked::Parked;
+use crate::stage::ranges::{Hold, RangeTicket};
 use crate::stage::slots::SlotTable;
 use crate::worker::WorkerContext;
 use std::fmt;
@@ -37,14 +38,8 @@ struct State<R: Request, P> {
     unkicked: u64,
     lost: Vec<u32>,
     complaints: LogLimiter,
-    /// Requests that wait for their range, with their tickets.
-    parked: SlotTable<(R, Option<RangeTicket>)>,
-    /// Those of them that have not asked yet.
-    asking: Vec<Tag>,
-    /// Those of them whose range is theirs now.
-    granted: Vec<Tag>,
-    releases: Vec<RangeTicket>,
-    locks: RangeClient,
+    /// Requests that wait for their range.
+    parked: Parked<R>,
     ready: Vec<Completion<R>>,
     in_flight: usize,
     depth: Depth,
@@ -84,11 +79,7 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> FanOutQueue<R, S, B> {
             unkicked: 0,
             lost: Vec::new(),
             complaints: LogLimiter::default(),
-            parked: SlotTable::new(depth),
-            asking: Vec::with_capacity(room),
-            granted: Vec::with_capacity(room),
-            releases: Vec::with_capacity(room),
-            locks: shared.locks.client(cx.waker(), room),
+            parked: Parked::new(&shared.locks, cx.waker(), depth),
             ready: Vec::with_capacity(room),
             in_flight: 0,
             depth,
@@ -161,13 +152,9 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> FanOutQueue<R, S, B> {
     }
 
     fn start_granted(&mut self, cx: &mut WorkerContext<'_>) {
-        let mut granted = std::mem::take(&mut self.state.granted);
-        for tag in granted.drain(..) {
-            if let Some((request, ticket)) = self.state.parked.take(tag) {
-                self.begin(cx, request, ticket);
-            }
+        while let Some((request, ticket)) = self.state.parked.next_granted() {
+            self.begin(cx, request, ticket);
         }
-        self.state.granted = granted;
     }
 
     /// Takes what a branch brings up.
@@ -227,7 +214,9 @@ impl<R: Request, P> State<R, P> {
     }
 
     fn end(&mut self, request: R, ticket: Option<RangeTicket>, output: R::Output) {
-        self.releases.extend(ticket);
+        if let Some(ticket) = ticket {
+            self.parked.release(ticket);
+        }
         self.ready.push(Completion { request, output });
     }
 
@@ -240,33 +229,8 @@ impl<R: Request, P> State<R, P> {
         }
     }
 
-    /// Asks for the ranges of this batch.
-    fn ask(&mut self, fan: &impl FanOut<R, Parent = P>) {
-        let Self { caps, asking, parked, granted, locks, .. } = self;
-        let mut table = locks.batch();
-        for tag in asking.drain(..) {
-            let Some((request, ticket)) = parked.get_mut(tag) else { continue };
-            let range = fan.excludes(caps, request).unwrap_or(0..0);
-            let (asked, is_granted) = locks.ask(&mut table, range, Hold::Exclusive, tag);
-            *ticket = Some(asked);
-            if is_granted {
-                granted.push(tag);
-            }
-        }
-    }
-
-    /// Lets go of what is done with, and takes what that or others gave free.
-    fn exchange(&mut self) {
-        let Self { releases, granted, locks, .. } = self;
-        let mut table = locks.batch();
-        for ticket in releases.drain(..) {
-            table.release(ticket);
-        }
-        locks.granted(&mut table, granted);
-    }
-
     fn is_free(&self, tag: Tag) -> bool {
-        tag.index() < self.depth.get() && self.slots.get(tag).is_none() && self.parked.get(tag).is_none()
+        tag.index() < self.depth.get() && self.slots.get(tag).is_none() && !self.parked.holds(tag)
     }
 }
 
@@ -282,8 +246,7 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Queue<R> for FanOutQueue<R, S
             return state.end(request, None, R::aborted());
         }
         if self.fan.excludes(&state.caps, &request).is_some() {
-            state.parked.insert(tag, (request, None));
-            state.asking.push(tag);
+            state.parked.park(request);
         } else {
             self.begin(cx, request, None);
         }
@@ -291,8 +254,9 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Queue<R> for FanOutQueue<R, S
 
     #[inline]
     fn kick(&mut self, cx: &mut WorkerContext<'_>) {
-        if !self.state.asking.is_empty() {
-            self.state.ask(&self.fan);
+        let Self { fan, state, .. } = self;
+        let range = |request: &R| fan.excludes(&state.caps, request).unwrap_or(0..0);
+        if state.parked.ask(|request| (range(request), Hold::Exclusive)) {
             self.start_granted(cx);
         }
         self.kick_branches(cx);
@@ -302,14 +266,13 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Queue<R> for FanOutQueue<R, S
         for branch in 0..self.queues.len() {
             self.take_home(cx, branch);
         }
-        if !self.state.releases.is_empty() || self.state.locks.has_granted() {
-            self.state.exchange();
+        if self.state.parked.exchange() {
             self.start_granted(cx);
         }
         let state = &mut self.state;
         state.in_flight -= state.ready.len();
         done.append(&mut state.ready);
-        if !state.releases.is_empty() || state.unkicked != 0 {
+        if state.parked.has_releases() || state.unkicked != 0 {
             cx.run_again();
         }
         self.kick_branches(cx);
@@ -343,20 +306,19 @@ impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Queue<R> for FanOutQueue<R, S
 impl<R: Request, S: FanOutStage<R>, B: Backend<R>> Drop for FanOutQueue<R, S, B> {
     fn drop(&mut self) {
         let state = &mut self.state;
-        state.releases.extend(state.parked.drain().filter_map(|(_, (_, ticket))| ticket));
         let orphan = |(tag, slot): (Tag, Slot<R, _>)| {
             let children = slot.children;
             slot.ticket.map(|ticket| Orphan { tag, children, ticket })
         };
         let orphans: Vec<_> = state.slots.drain().filter_map(orphan).collect();
-        state.exchange();
+        state.parked.close();
         if !orphans.is_empty() {
             let generations = std::mem::replace(&mut state.generations, Generations::new(0, state.depth));
             Orphans::keep(
                 std::mem::take(&mut state.pools),
                 generations,
                 orphans,
-                state.locks.locks().clone(),
+                state.parked.locks().clone(),
             );
         }
     }

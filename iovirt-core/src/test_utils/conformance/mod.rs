@@ -114,7 +114,7 @@ impl Profile {
         self
     }
 
-    fn resolved(&self) -> Self {
+    pub(in crate::test_utils) fn resolved(&self) -> Self {
         Self { seed: seed_or(self.seed), rounds: rounds_or(self.rounds).max(1), ..self.clone() }
     }
 }
@@ -135,6 +135,13 @@ pub fn rules() -> Vec<Rule> {
         dropping::RULES,
     ];
     groups.concat()
+}
+
+/// The names of all rules: those of [`run`], of [`durability()`] and of [`transparency()`].
+pub fn rule_names() -> Vec<&'static str> {
+    let run = rules().into_iter().map(|(name, _)| name);
+    let cuts = durability::RULES.into_iter().map(|(name, _, _)| name);
+    run.chain([durability::HONEST]).chain(cuts).chain(transparency::RULES).collect()
 }
 
 /// Runs every rule on fresh stacks.
@@ -218,7 +225,7 @@ macro_rules! ensure {
         }
     };
 }
-use ensure;
+pub(in crate::test_utils) use ensure;
 
 fn words(error: impl std::fmt::Display) -> String {
     error.to_string()

@@ -37,11 +37,11 @@ pub struct Failure {
 }
 
 impl Report {
-    pub(super) fn new(profile: &Profile) -> Self {
+    pub(in crate::test_utils) fn new(profile: &Profile) -> Self {
         Self { name: profile.name.clone(), seed: profile.seed, rounds: profile.rounds, rules: Vec::new() }
     }
 
-    pub(super) fn add(
+    pub(in crate::test_utils) fn add(
         &mut self,
         profile: &Profile,
         rule: &'static str,

@@ -1,7 +1,7 @@
 //! Broken chains, and chains that only look broken.
 
 use super::driver::flag::{NEXT, WRITE};
-use super::{Answer, Bench, Case, QueueSetup, Split, ensure, feature};
+use super::{Answer, Bench, Case, Direction, QueueSetup, Split, ensure, feature};
 
 pub(super) const CASES: &[Case] = &[
     ("chain-loops", loops),
@@ -25,7 +25,7 @@ fn loops(bench: &mut Bench<'_>) -> Result<u64, String> {
             bench.driver.desc(index, (at, 16), NEXT, next);
         }
         bench.driver.offer(0);
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.expect(&format!("a loop of {len}"), Answer::NeedsReset)?;
         count += 1;
     }
@@ -38,11 +38,11 @@ fn to_nowhere(bench: &mut Bench<'_>) -> Result<u64, String> {
     bench.start()?;
     for &index in &beyond {
         bench.driver.offer(index);
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.expect(&format!("head {index}"), Answer::NeedsReset)?;
         bench.driver.desc(0, (bench.driver.layout().buffers, 16), NEXT, index);
         bench.driver.offer(0);
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.expect(&format!("next {index}"), Answer::NeedsReset)?;
     }
     Ok(2 * beyond.len() as u64)
@@ -58,7 +58,7 @@ fn memory_to_nowhere(bench: &mut Bench<'_>) -> Result<u64, String> {
         for flags in [0, WRITE] {
             bench.driver.desc(0, buffer, flags, 0);
             bench.driver.offer(0);
-            bench.driver.notify(0);
+            bench.driver.kick();
             bench.expect(&format!("a buffer at {buffer:#x?}"), Answer::NeedsReset)?;
         }
     }
@@ -70,10 +70,18 @@ fn wrong_direction(bench: &mut Bench<'_>) -> Result<u64, String> {
     bench.start()?;
     let at = bench.driver.layout().buffers;
     for (what, flags, len) in [("only readable", 0, 1024), ("only writable", WRITE, 1024), ("empty", 0, 0)] {
+        bench.driver.put(at, &[0; 1024]);
+        bench.driver.look_at(at);
         bench.driver.desc(0, (at, len), flags, 0);
         bench.driver.offer(0);
-        bench.driver.notify(0);
-        bench.expect(what, Answer::NeedsReset)?;
+        bench.driver.kick();
+        let is_served = match bench.profile.direction {
+            Direction::Both => false,
+            // What cannot be sent is given back.
+            Direction::Readable => true,
+            Direction::Writable => flags == WRITE,
+        };
+        bench.expect(what, if is_served { Answer::Returned(0) } else { Answer::NeedsReset })?;
     }
     Ok(3)
 }
@@ -87,7 +95,7 @@ fn readable_after_writable(bench: &mut Bench<'_>) -> Result<u64, String> {
         buffers.push(super::Buffer { addr: bench.driver.layout().buffers, len: 1, writable: false });
         bench.driver.chain(&buffers, indirect, 0);
         bench.driver.offer(0);
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.expect("a readable buffer in the end", Answer::NeedsReset)?;
     }
     Ok(2)
@@ -104,7 +112,7 @@ fn zero_lengths(bench: &mut Bench<'_>) -> Result<u64, String> {
             buffers.insert(place, super::Buffer { addr, len: 0, writable: place == 2 });
             bench.driver.chain(&buffers, place == 1, 0);
             bench.driver.offer(0);
-            bench.driver.notify(0);
+            bench.driver.kick();
             bench.expect(&format!("no bytes at {addr:#x}, place {place}"), Answer::Returned(0))?;
             count += 1;
         }
@@ -123,7 +131,7 @@ fn index_jumps(bench: &mut Bench<'_>) -> Result<u64, String> {
             }
             let from = u16::from(served_before);
             bench.driver.store(bench.driver.layout().avail + 2, from.wrapping_add(jump));
-            bench.driver.notify(0);
+            bench.driver.kick();
             bench.expect(&format!("a jump by {jump}"), Answer::NeedsReset)?;
         }
     }
@@ -140,7 +148,7 @@ fn offered_again(bench: &mut Bench<'_>) -> Result<u64, String> {
         for _ in 0..16 {
             bench.driver.offer(3);
         }
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.driver.wait(|driver| driver.used_index() == round * 16)?;
     }
     let mut count = 0;

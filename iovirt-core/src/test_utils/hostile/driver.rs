@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a device may take for what it must do, before it counts as hanging. No case depends on it otherwise.
-const HANG: Duration = Duration::from_secs(20);
+/// How long a device may take for what it must do, before it counts as hanging; no case depends on it otherwise.
+pub(super) const HANG: Duration = Duration::from_secs(20);
 
 /// Register offsets (VIRTIO 1.2, section 4.2.2).
 pub mod register {
@@ -63,6 +63,8 @@ pub(super) mod flag {
 /// Where the driver keeps what in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
+    /// The queue that the rings are for.
+    pub queue: u32,
     /// The descriptor table: room for 1024.
     pub desc: u64,
     /// The available ring.
@@ -81,8 +83,10 @@ impl Layout {
     /// Bytes of memory that a driver uses.
     pub const LEN: u64 = 0x10_0000;
 
-    fn new(base: u64) -> Self {
+    /// The layout of memory that begins there, for a driver of that queue.
+    pub fn new(queue: u32, base: u64) -> Self {
         Self {
+            queue,
             desc: base,
             avail: base + 0x4000,
             used: base + 0x6000,
@@ -109,9 +113,9 @@ pub struct QueueSetup {
 }
 
 impl QueueSetup {
-    /// Queue 0 as it should be.
+    /// The driver's queue as it should be.
     pub fn good(layout: &Layout, size: u32) -> Self {
-        Self { queue: 0, size, desc: layout.desc, avail: layout.avail, used: layout.used }
+        Self { queue: layout.queue, size, desc: layout.desc, avail: layout.avail, used: layout.used }
     }
 }
 
@@ -138,14 +142,30 @@ pub struct RawDriver {
     /// Where the byte is that [`RawDriver::answer`] looks at.
     look_at: u64,
     idle_steps: u32,
+    hang: Duration,
 }
 
 impl RawDriver {
     /// A driver of that device; `idle_steps` without an answer count as none.
     pub fn new(target: Target, idle_steps: u32) -> Self {
-        let layout = Layout::new(target.base);
+        let layout = Layout::new(target.queue, target.base);
         let view = target.space.view();
-        Self { target, layout, view, size: 16, offered: 0, taken: 0, look_at: layout.buffers, idle_steps }
+        Self {
+            target,
+            layout,
+            view,
+            size: 16,
+            offered: 0,
+            taken: 0,
+            look_at: layout.buffers,
+            idle_steps,
+            hang: HANG,
+        }
+    }
+
+    /// How long the device may take from now on for what it must do, before it counts as hanging.
+    pub fn set_hang(&mut self, hang: Duration) {
+        self.hang = hang;
     }
 
     /// Where the driver keeps what.
@@ -289,7 +309,7 @@ impl RawDriver {
         self.write(register::STATUS, before | status::DRIVER_OK);
     }
 
-    /// Resets the device, negotiates and sets queue 0 up.
+    /// Resets the device, negotiates and sets a queue up.
     ///
     /// # Errors
     /// Where the device does not follow.
@@ -298,6 +318,11 @@ impl RawDriver {
         self.set_queue(setup);
         self.driver_ok();
         Ok(())
+    }
+
+    /// Rings the doorbell of the driver's queue.
+    pub fn kick(&mut self) {
+        self.notify(self.layout.queue);
     }
 
     /// Rings a doorbell.
@@ -420,7 +445,7 @@ impl RawDriver {
     pub fn exchange(&mut self, exchange: &Exchange, split: &Split) -> Result<Vec<u8>, String> {
         let buffers = self.lay_out(exchange, split, 0);
         self.offer(0);
-        self.notify(0);
+        self.kick();
         let mut used = None;
         self.wait(|driver| {
             used = driver.take_used();
@@ -444,7 +469,7 @@ impl RawDriver {
     pub fn wait(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> Result<(), String> {
         let start = Instant::now();
         while !done(self) {
-            ensure!(start.elapsed() < HANG, "the device hangs");
+            ensure!(start.elapsed() < self.hang, "the device hangs");
             self.step();
         }
         Ok(())

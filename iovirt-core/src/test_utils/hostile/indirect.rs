@@ -21,7 +21,7 @@ fn offer(bench: &mut Bench<'_>, change: impl FnOnce(&mut (u64, u32), &mut u16)) 
     change(&mut buffer, &mut flags);
     bench.driver.desc(0, buffer, flags, 1);
     bench.driver.offer(0);
-    bench.driver.notify(0);
+    bench.driver.kick();
 }
 
 fn not_negotiated(bench: &mut Bench<'_>) -> Result<u64, String> {
@@ -103,7 +103,7 @@ fn offer_broken(bench: &mut Bench<'_>, at: u64, buffer: (u64, u32), flags: u16, 
     bench.driver.desc_at(bench.driver.layout().table, (bench.driver.layout().buffers, 16), NEXT, 1);
     bench.driver.desc_at(at, buffer, flags, next);
     bench.driver.offer(0);
-    bench.driver.notify(0);
+    bench.driver.kick();
 }
 
 /// As many buffers as a table may have, of one byte each: more than any device takes, or as many as it takes.
@@ -116,7 +116,7 @@ fn many_buffers(bench: &mut Bench<'_>) -> Result<u64, String> {
         let split = Split { writable: cuts, indirect: true, ..Split::whole() };
         bench.driver.lay_out(exchange, &split, 0);
         bench.driver.offer(0);
-        bench.driver.notify(0);
+        bench.driver.kick();
         let answer = bench.driver.answer();
         super::ensure!(matches!(answer, Answer::Returned(_)), "{len} buffers: the answer was {answer:?}");
     }

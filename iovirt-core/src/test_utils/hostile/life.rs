@@ -23,7 +23,7 @@ fn load(bench: &mut Bench<'_>, count: u16) -> Result<(), String> {
     for _ in 0..count {
         bench.driver.offer(0);
     }
-    bench.driver.notify(0);
+    bench.driver.kick();
     for _ in 0..bench.rng.below(3) {
         bench.driver.step();
     }
@@ -35,7 +35,7 @@ fn must_be_quiet(bench: &mut Bench<'_>) -> Result<(), String> {
     let layout = bench.driver.layout();
     let len = (layout.end - layout.desc) as usize;
     let before = bench.driver.get(layout.desc, len);
-    bench.driver.notify(0);
+    bench.driver.kick();
     for _ in 0..bench.profile.idle_steps {
         bench.driver.step();
     }
@@ -108,7 +108,7 @@ fn thousand_resets(bench: &mut Bench<'_>) -> Result<u64, String> {
     Ok(3000)
 }
 
-/// Makes queue 0 ready again, with fresh rings.
+/// Makes the queue ready again, with fresh rings.
 fn give_back(bench: &mut Bench<'_>) {
     let layout = bench.driver.layout();
     bench.driver.set_queue(&QueueSetup::good(&layout, 16));
@@ -164,7 +164,7 @@ fn drain_and_resume(bench: &mut Bench<'_>) -> Result<u64, String> {
         bench.driver.wait_for(&ticket);
         bench.driver.lay_out(&bench.profile.exchanges[0], &Split::whole(), 0);
         bench.driver.offer(0);
-        bench.driver.notify(0);
+        bench.driver.kick();
         let answer = bench.driver.answer();
         ensure!(answer == Answer::Ignored, "at rest: the answer was {answer:?}");
         // A guest does not repeat its doorbell.
@@ -185,7 +185,7 @@ fn drain_broken(bench: &mut Bench<'_>) -> Result<u64, String> {
     for _ in 0..10 {
         load(bench, 16)?;
         bench.driver.store(bench.driver.layout().avail + 2, 0x8000);
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.driver.wait(|driver| driver.status() & status::NEEDS_RESET != 0)?;
         let ticket = bench.driver.frontend().drain();
         bench.driver.wait_for(&ticket);
@@ -204,7 +204,7 @@ fn map_without_ring(bench: &mut Bench<'_>) -> Result<u64, String> {
         let good = space.map();
         let elsewhere = Region::anonymous(bench.driver.layout().end + (1 << 40), 4096).map_err(words)?;
         space.replace(MemoryMap::new(vec![elsewhere]).map_err(words)?);
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.driver.wait(|driver| driver.status() & status::NEEDS_RESET != 0)?;
         // Set up where nothing is: refused as well.
         let layout = bench.driver.layout();

@@ -51,7 +51,7 @@ fn log_flood(bench: &mut Bench<'_>) -> Result<u64, String> {
                 }
             }
             for _ in 0..10 {
-                bench.driver.notify(0);
+                bench.driver.kick();
                 bench.driver.step();
             }
         }
@@ -65,7 +65,7 @@ fn log_flood(bench: &mut Bench<'_>) -> Result<u64, String> {
 /// One turn takes so many requests and no more, however many there are; all are served in the end.
 fn work_is_bounded(bench: &mut Bench<'_>) -> Result<u64, String> {
     let layout = bench.driver.layout();
-    bench.driver.write(register::QUEUE_SEL, 0);
+    bench.driver.write(register::QUEUE_SEL, bench.driver.layout().queue);
     let size = bench.driver.read(register::QUEUE_NUM_MAX).min(1024);
     bench.driver.start(feature::ALL, &QueueSetup::good(&layout, size))?;
     let split = Split { indirect: true, ..Split::whole() };
@@ -75,7 +75,7 @@ fn work_is_bounded(bench: &mut Bench<'_>) -> Result<u64, String> {
             bench.driver.desc(head, (layout.table, 16 * buffers.len() as u32), INDIRECT, 0);
             bench.driver.offer(head);
         }
-        bench.driver.notify(0);
+        bench.driver.kick();
         let mut before = bench.driver.used_index();
         let end = before.wrapping_add(size as u16);
         let bound = bench.profile.step_bound;
@@ -146,7 +146,7 @@ fn under_scribbling(bench: &mut Bench<'_>) -> Result<u64, String> {
         for _ in 0..bench.rng.between(1, 4) {
             bench.driver.offer(0);
         }
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.driver.step();
         let _: Option<Answer> = bench.driver.take_used().map(|_| Answer::Ignored);
     }

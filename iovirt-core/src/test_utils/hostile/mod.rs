@@ -41,6 +41,7 @@ use crate::frontend::Frontend;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A fresh device, the memory that it sees, and a way to let it work.
 pub struct Target {
@@ -50,6 +51,8 @@ pub struct Target {
     pub space: DmaSpace,
     /// Guest memory that the driver may use: a multiple of 4096, with [`Layout::LEN`] bytes behind it.
     pub base: u64,
+    /// The queue that requests are made on.
+    pub queue: u32,
     /// Lets the device work a little: one step of its worker, or a short sleep where it has a thread of its own.
     pub step: Box<dyn FnMut()>,
     /// How many lanes the device's workers have, where that can be told.
@@ -65,6 +68,18 @@ impl fmt::Debug for Target {
 /// Makes a fresh device.
 pub type Factory<'a> = dyn Fn() -> Target + 'a;
 
+/// What the chains of a queue are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Requests with a part to be read and a part to be written: others cannot be answered, and break the device.
+    Both,
+    /// Something to be read, which comes back whatever it is: a queue that transmits.
+    Readable,
+    /// Room to be written, as much as a header takes at least: a queue that receives. Whoever made the target sees to it that
+    /// there always is something to be received.
+    Writable,
+}
+
 /// What the suite has to know of a device.
 #[derive(Clone, Debug)]
 pub struct Profile {
@@ -74,14 +89,19 @@ pub struct Profile {
     pub seed: u64,
     /// How often each random case runs; `IOVIRT_ROUNDS` overrides it.
     pub rounds: u64,
-    /// Requests to queue 0 with their answers, to be made one after the other. The first is the honest request that is
+    /// Requests to the target's queue with their answers, to be made one after the other. The first is the honest request that is
     /// made after every case: it changes nothing, its answer does not depend on what other requests did (some cases make
-    /// requests that nobody meant), and it has a readable and a writable part.
+    /// requests that nobody meant), and it has the parts that [`Profile::direction`] says. The answer's last byte is zero; where
+    /// there is no answer, the first byte of the request is.
     pub exchanges: Vec<Exchange>,
+    /// What the queue's chains are.
+    pub direction: Direction,
     /// Most requests that one step of the target may take from a ring, where steps are counted.
     pub step_bound: Option<u16>,
     /// Steps without an answer after which the device is taken to have none.
     pub idle_steps: u32,
+    /// How long a device may take for what it must do, before it counts as hanging.
+    pub hang: Duration,
     /// Most lines that a broken device may leave in the log, however often it is broken within a second or two.
     pub log_lines: usize,
     /// The cases to run; all where there are none.
@@ -96,8 +116,10 @@ impl Profile {
             seed: 0x0bad_d21e,
             rounds: 60,
             exchanges,
+            direction: Direction::Both,
             step_bound: None,
             idle_steps: 20,
+            hang: driver::HANG,
             log_lines: 40,
             only: Vec::new(),
         }
@@ -176,13 +198,15 @@ impl fmt::Debug for Bench<'_> {
 
 impl<'a> Bench<'a> {
     fn new(factory: &'a Factory<'a>, profile: &'a Profile, seed: u64) -> Self {
-        let driver = RawDriver::new(factory(), profile.idle_steps);
+        let mut driver = RawDriver::new(factory(), profile.idle_steps);
+        driver.set_hang(profile.hang);
         Self { factory, profile, rng: Rng::new(seed), driver }
     }
 
     /// Goes on with a fresh device.
     pub fn renew(&mut self) {
         self.driver = RawDriver::new((self.factory)(), self.profile.idle_steps);
+        self.driver.set_hang(self.profile.hang);
     }
 
     /// Resets the device and starts it with all features that this driver knows.

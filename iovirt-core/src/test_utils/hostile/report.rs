@@ -37,6 +37,11 @@ impl HostileReport {
         &self.results
     }
 
+    /// How many things all cases tried together.
+    pub fn tries(&self) -> u64 {
+        self.results.iter().filter_map(|result| result.result.as_ref().ok()).sum()
+    }
+
     /// The cases that failed.
     pub fn failures(&self) -> impl Iterator<Item = &CaseResult> {
         self.results.iter().filter(|result| result.result.is_err())

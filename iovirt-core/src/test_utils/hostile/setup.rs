@@ -59,24 +59,24 @@ fn without_features_ok(bench: &mut Bench<'_>) -> Result<u64, String> {
         bench.driver.write(register::STATUS, before | status::DRIVER_OK);
         bench.driver.lay_out(&bench.profile.exchanges[0], &Split::whole(), 0);
         bench.driver.offer(0);
-        bench.driver.notify(0);
+        bench.driver.kick();
         bench.expect(&format!("DRIVER_OK after {before:#x}"), Answer::NeedsReset)?;
     }
     Ok(3)
 }
 
-/// Sets queue 0 up like that; the answer to a request on it.
+/// Sets the queue up like that; the answer to a request on it.
 fn attempt(bench: &mut Bench<'_>, setup: &QueueSetup) -> Result<Answer, String> {
     bench.driver.start(feature::ALL, setup)?;
     bench.driver.lay_out(&bench.profile.exchanges[0], &Split { indirect: true, ..Split::whole() }, 0);
     bench.driver.offer(0);
-    bench.driver.notify(0);
+    bench.driver.kick();
     Ok(bench.driver.answer())
 }
 
 fn sizes(bench: &mut Bench<'_>) -> Result<u64, String> {
     let layout = bench.driver.layout();
-    bench.driver.write(register::QUEUE_SEL, 0);
+    bench.driver.write(register::QUEUE_SEL, bench.driver.layout().queue);
     let max = bench.driver.read(register::QUEUE_NUM_MAX);
     let bad = [0, 3, 5, 15, max - 1, max + 1, max * 2, 0x8001, 65535, 65536, 65552, 1 << 31, u32::MAX];
     for size in bad {
@@ -110,10 +110,11 @@ fn addresses(bench: &mut Bench<'_>) -> Result<u64, String> {
 
 /// Areas on top of one another break the driver's own data, not the device.
 fn overlap(bench: &mut Bench<'_>) -> Result<u64, String> {
-    let Layout { desc, avail, used, buffers, .. } = bench.driver.layout();
+    let layout = bench.driver.layout();
+    let Layout { desc, avail, used, buffers, .. } = layout;
     let setups = [(desc, avail, desc), (desc, avail, avail & !3), (used, used, used), (desc, avail, buffers)];
     for (desc, avail, used) in setups {
-        attempt(bench, &QueueSetup { queue: 0, size: 16, desc, avail, used })?;
+        attempt(bench, &QueueSetup { desc, avail, used, ..QueueSetup::good(&layout, 16) })?;
         bench.must_serve()?;
     }
     Ok(setups.len() as u64)
@@ -128,7 +129,7 @@ fn rewritten(bench: &mut Bench<'_>) -> Result<u64, String> {
         for offset in
             [register::QUEUE_NUM, register::QUEUE_DESC, register::QUEUE_DRIVER, register::QUEUE_DEVICE]
         {
-            bench.driver.write(register::QUEUE_SEL, 0);
+            bench.driver.write(register::QUEUE_SEL, bench.driver.layout().queue);
             bench.driver.write(offset, value);
             bench.driver.write(offset + 4, value & !1);
         }
@@ -165,12 +166,12 @@ fn not_ready(bench: &mut Bench<'_>) -> Result<u64, String> {
     bench.driver.driver_ok();
     bench.driver.lay_out(&bench.profile.exchanges[0], &Split::whole(), 0);
     bench.driver.offer(0);
-    bench.driver.notify(0);
+    bench.driver.kick();
     let answer = bench.driver.answer();
     ensure!(answer == Answer::Ignored, "a queue that is not ready: the answer was {answer:?}");
     // Made ready late, it works.
     bench.driver.write(register::QUEUE_READY, 1);
-    bench.driver.notify(0);
+    bench.driver.kick();
     bench.expect("a queue made ready late", Answer::Returned(0))?;
     Ok(2)
 }
@@ -194,7 +195,7 @@ fn early_doorbell(bench: &mut Bench<'_>) -> Result<u64, String> {
     bench.driver.set_queue(&QueueSetup::good(&layout, 16));
     bench.driver.lay_out(&bench.profile.exchanges[0], &Split::whole(), 0);
     bench.driver.offer(0);
-    bench.driver.notify(0);
+    bench.driver.kick();
     let answer = bench.driver.answer();
     ensure!(answer == Answer::Ignored, "before DRIVER_OK: the answer was {answer:?}");
     bench.driver.driver_ok();

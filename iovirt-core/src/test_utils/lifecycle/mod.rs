@@ -27,13 +27,19 @@
 //! assert!(report.requests > 0 && report.operations() > 0);
 //! ```
 
+#[cfg(test)]
+mod broken;
+pub mod device;
 mod ops;
 mod slow;
+mod slow_net;
 #[cfg(test)]
 mod tests;
 mod world;
 
+pub use ops::Operation;
 pub use slow::{SlowDisk, SlowHandle};
+pub use slow_net::{SlowNet, SlowNetHandle};
 
 use super::rng::{ROUNDS_VARIABLE, Seed};
 use crate::pipeline::BoxBackend;
@@ -63,12 +69,22 @@ pub struct Case<'a> {
     pub host_works: bool,
     /// Steps of a run, before what is left comes home and everything is read back.
     pub steps: u64,
+    /// What happens in the middle of load.
+    pub operations: &'a [Operation],
 }
 
 impl<'a> Case<'a> {
     /// A stack that keeps what is written, in runs of 300 steps.
     pub fn new(name: &'a str, disk: &'a dyn Fn() -> Stack, above: &'a dyn Fn(Stack) -> Stack) -> Self {
-        Self { name, disk, above, keeps_data: true, host_works: false, steps: 300 }
+        Self {
+            name,
+            disk,
+            above,
+            keeps_data: true,
+            host_works: false,
+            steps: 300,
+            operations: Operation::ALL,
+        }
     }
 
     /// The same for a disk that throws away what is written.
@@ -82,6 +98,13 @@ impl<'a> Case<'a> {
     #[must_use]
     pub fn on_the_host(mut self) -> Self {
         self.host_works = true;
+        self
+    }
+
+    /// The same with these operations only.
+    #[must_use]
+    pub fn only(mut self, operations: &'a [Operation]) -> Self {
+        self.operations = operations;
         self
     }
 
@@ -194,19 +217,27 @@ pub fn run(case: &Case<'_>, seeds: Range<u64>) -> Result<Run, Failure> {
 /// # Errors
 /// The first rule that was broken.
 pub fn run_one(case: &Case<'_>, seed: u64) -> Result<Run, Failure> {
-    let mut at = (0, "making the stack");
-    let guarded = catch_unwind(AssertUnwindSafe(|| {
+    guarded(case.name, seed, |at| {
         let mut world = World::new(case, seed)?;
         let result = world.live();
-        at = world.at();
+        *at = world.at();
         result.map(|()| world.run())
-    }));
-    let result = guarded.unwrap_or_else(|panic| {
+    })
+}
+
+/// What a run gives, which tells where it is; also where something panics.
+fn guarded(
+    name: &str,
+    seed: u64,
+    run: impl FnOnce(&mut (u64, &'static str)) -> Result<Run, String>,
+) -> Result<Run, Failure> {
+    let mut at = (0, "in the beginning");
+    let result = catch_unwind(AssertUnwindSafe(|| run(&mut at))).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
         let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         Err(format!("the stack panicked: {words}"))
     });
-    result.map_err(|message| Failure { name: case.name.into(), seed, step: at.0, during: at.1, message })
+    result.map_err(|message| Failure { name: name.into(), seed, step: at.0, during: at.1, message })
 }
 
 /// A hash that takes in one more number.

@@ -9,21 +9,48 @@ use crate::state::StageStates;
 use crate::worker::Clock;
 use std::time::Duration;
 
+/// Something that happens to a stack in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Queues come to rest and go on, or are called back before they rest.
+    Drain,
+    /// Queues go with what is in flight on them, and new ones come.
+    Reset,
+    /// The stack is saved, made anew and restored.
+    Restore,
+    /// The disk answers nothing for a while.
+    Stall,
+    /// The disk changes its size.
+    Resize,
+    /// What is below is exchanged, where the stack has a place for it.
+    Swap,
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: &'static [Self] =
+        &[Self::Drain, Self::Reset, Self::Restore, Self::Stall, Self::Resize, Self::Swap];
+}
+
 /// How long a drain may take before it is taken back.
 const DEADLINE: Duration = Duration::from_millis(20);
 
 impl World<'_> {
     /// One operation, of a kind that the seed chooses.
     pub(super) fn operation(&mut self) -> Result<(), String> {
-        let choice = self.rng.below(7);
-        self.note(choice);
+        if self.case.operations.is_empty() {
+            return Ok(());
+        }
+        let choice = self.case.operations[self.rng.index(self.case.operations.len())];
+        self.note(choice as u64);
         match choice {
-            0 | 1 => self.drain_and_resume(),
-            2 => self.reset(),
-            3 => self.save_and_restore(),
-            4 => self.stall(),
-            5 => self.resize(),
-            _ => self.swap(),
+            Operation::Drain => self.drain_and_resume(),
+            Operation::Reset => self.reset(),
+            Operation::Restore => self.save_and_restore(),
+            Operation::Stall => self.stall(),
+            Operation::Resize => self.resize(),
+            Operation::Swap => self.swap(),
         }
     }
 

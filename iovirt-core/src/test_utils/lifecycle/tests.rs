@@ -7,11 +7,11 @@ use crate::test_utils::{PowerLossConfig, PowerLossDisk};
 use crate::{AttachError, Depth, Request, Tag, Time, WorkerContext};
 use std::time::Duration;
 
-fn disk() -> Stack {
+pub(super) fn disk() -> Stack {
     PowerLossDisk::boxed(PowerLossConfig::new(1 << 20))
 }
 
-fn seeds(count: u64) -> Range<u64> {
+pub(super) fn seeds(count: u64) -> Range<u64> {
     let first = seed_or(1);
     first..first + rounds_or(count)
 }

@@ -160,6 +160,20 @@ struct State {
     rng: Rng,
     /// Requests that took effect.
     executed: u64,
+    broken: Broken,
+}
+
+/// What only a broken disk remembers.
+#[derive(Debug, Default)]
+struct Broken {
+    /// How often it was asked for its capabilities.
+    asked: u64,
+    /// Where the next read or write goes that has no place of its own.
+    cursor: usize,
+    /// It is of no use any more.
+    dead: bool,
+    /// Requests of queues that are gone.
+    kept: Vec<BlockRequest>,
 }
 
 impl Shared {
@@ -191,6 +205,7 @@ impl PowerLossDisk {
             powered: true,
             rng: Rng::new(config.seed),
             executed: 0,
+            broken: Broken::default(),
         };
         let shared = Arc::new(Shared { config, state: Mutex::new(state), listeners: Listeners::default() });
         (Self { shared: shared.clone() }, PowerLossHandle { shared })
@@ -231,16 +246,33 @@ impl Backend<BlockRequest> for PowerLossDisk {
     type Queue = PowerLossQueue;
 
     fn caps(&self) -> Arc<BlockCaps> {
-        self.shared.lock().caps.clone()
+        let mut state = self.shared.lock();
+        let mut told = state.caps.clone();
+        match self.shared.config.sabotage {
+            Some(Sabotage::OddCapacity) => Arc::make_mut(&mut told).capacity += 1,
+            Some(Sabotage::ChangesItsMind) => {
+                state.broken.asked += 1;
+                Arc::make_mut(&mut told).optimal_io = told.logical_block << (state.broken.asked % 8);
+            }
+            _ => {}
+        }
+        told
     }
 
     fn open(&self, _: &mut WorkerContext<'_>, depth: Depth) -> Result<PowerLossQueue, BackendError> {
-        let rng = self.shared.lock().rng.fork();
+        let mut state = self.shared.lock();
+        if self.shared.config.sabotage == Some(Sabotage::ForgetsForNewQueues) {
+            let nothing = vec![0; state.caps.capacity as usize];
+            state.medium.write(0, &nothing);
+        }
+        let rng = state.rng.fork();
+        drop(state);
         Ok(PowerLossQueue::new(self.shared.clone(), rng, depth))
     }
 
     fn stages(&self, stages: &mut Stages) {
-        stages.push("power-loss");
+        let badly = self.shared.config.sabotage == Some(Sabotage::NamesItselfBadly);
+        stages.push(if badly { "Power Loss!" } else { "power-loss" });
     }
 
     fn subscribe(&self, listener: &Arc<dyn EventListener>) {

@@ -9,7 +9,7 @@ use crate::request::block::{
 use crate::request::{Completions, Depth, Request};
 use crate::test_utils::rng::Rng;
 use crate::worker::WorkerContext;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// Of how many requests a [`Sabotage`] that hits some hits one.
 const SOME: u64 = 10;
@@ -24,6 +24,8 @@ pub struct PowerLossQueue {
     stalled: Vec<BlockRequest>,
     draining: bool,
     drained: bool,
+    /// It rests, and a broken disk will see so at its next poll.
+    unseen: bool,
     submitted: u64,
 }
 
@@ -37,11 +39,35 @@ struct Pending {
 impl PowerLossQueue {
     pub(super) fn new(shared: Arc<Shared>, rng: Rng, depth: Depth) -> Self {
         let (pending, stalled) = (Vec::with_capacity(depth.get()), Vec::new());
-        Self { shared, rng, depth, pending, stalled, draining: false, drained: false, submitted: 0 }
+        Self {
+            shared,
+            rng,
+            depth,
+            pending,
+            stalled,
+            draining: false,
+            drained: false,
+            unseen: false,
+            submitted: 0,
+        }
     }
 
     fn has(&self, sabotage: Sabotage) -> bool {
         self.shared.config.sabotage == Some(sabotage)
+    }
+
+    /// Whether a broken disk leaves this request alone, maybe until the way back.
+    fn is_deaf(&self) -> bool {
+        let idle = self.pending.is_empty() && self.stalled.is_empty();
+        match self.shared.config.sabotage {
+            Some(Sabotage::StallsRequests) => self.submitted.is_multiple_of(SOME),
+            Some(Sabotage::DeafAfterDrain) => self.drained,
+            Some(Sabotage::DeafWhileDraining) => self.draining && !idle,
+            Some(Sabotage::DeafAtRest) => self.draining && idle,
+            Some(Sabotage::OneTooShallow) => self.pending.len() + 1 == self.depth.get() && !self.draining,
+            Some(Sabotage::DiesWithAQueue) => self.shared.lock().broken.dead,
+            _ => false,
+        }
     }
 
     /// A write in flight has reached the disk in part.
@@ -65,13 +91,42 @@ impl PowerLossQueue {
     }
 
     fn execute(&self, pending: &mut Pending) -> BlockOutput {
-        let mut state = self.shared.lock();
-        state.executed += 1;
         let sabotage = self.shared.config.sabotage;
+        if let Some(refusal) = sabotage.and_then(|sabotage| refusal(sabotage, &pending.request, &self.shared))
+        {
+            return BlockOutput::Failed(refusal);
+        }
+        let mut state = if self.has(Sabotage::SharesItsCursor) {
+            self.seek(pending.request.offset() as usize)
+        } else {
+            self.shared.lock()
+        };
+        state.executed += 1;
+        let beside_others = !self.pending.is_empty();
         match state.caps.check(&pending.request) {
+            Ok(())
+                if beside_others
+                    && pending.request.op() == BlockOp::Write
+                    && self.has(Sabotage::LosesConcurrentWrites) =>
+            {
+                BlockOutput::Done
+            }
             Ok(()) => state.execute(pending, sabotage),
             Err(error) => forgive(error, sabotage, &mut state, pending),
         }
+    }
+
+    /// Moves the cursor that all queues share, and comes back to it a little later.
+    fn seek(&self, offset: usize) -> MutexGuard<'_, State> {
+        self.shared.lock().broken.cursor = offset;
+        for _ in 0..16 {
+            std::thread::yield_now();
+            let state = self.shared.lock();
+            if state.broken.cursor != offset {
+                return state;
+            }
+        }
+        self.shared.lock()
     }
 
     fn swap_tags(done: &mut Completions<BlockRequest>, mark: usize) {
@@ -94,7 +149,7 @@ impl Queue<BlockRequest> for PowerLossQueue {
         if some && self.has(Sabotage::LosesRequests) {
             return;
         }
-        if some && self.has(Sabotage::StallsRequests) || self.drained && self.has(Sabotage::DeafAfterDrain) {
+        if self.is_deaf() {
             self.stalled.push(request);
             return;
         }
@@ -112,6 +167,7 @@ impl Queue<BlockRequest> for PowerLossQueue {
             return;
         }
         let mark = done.len();
+        let was_empty = self.pending.is_empty();
         let count = match self.shared.config.pace {
             Pace::InOrder => self.pending.len(),
             Pace::Random => self.rng.below(self.pending.len() as u64 + 1) as usize,
@@ -133,23 +189,36 @@ impl Queue<BlockRequest> for PowerLossQueue {
         if !self.pending.is_empty() && !self.has(Sabotage::ForgetsToWake) {
             cx.run_again();
         }
+        self.unseen &= !was_empty;
     }
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {
         self.draining = true;
-        cx.run_again();
+        self.unseen = self.has(Sabotage::ForgetsToWakeAtRest);
+        if !self.unseen {
+            cx.run_again();
+        }
         self.drained = true;
     }
 
-    fn resume(&mut self, _: &mut WorkerContext<'_>) {
+    fn resume(&mut self, cx: &mut WorkerContext<'_>) {
+        if self.has(Sabotage::NoWayBack) && self.mode() == Mode::Draining {
+            return;
+        }
         self.draining = false;
+        if self.has(Sabotage::DeafWhileDraining) || self.has(Sabotage::DeafAtRest) {
+            let covers = self.shared.lock().medium.written();
+            let waiting = self.stalled.drain(..).map(|request| Pending { request, covers });
+            self.pending.extend(waiting);
+            cx.run_again();
+        }
     }
 
     fn mode(&self) -> Mode {
         let at_rest = self.pending.is_empty() && self.stalled.is_empty();
         match self.draining {
             false => Mode::Running,
-            true if self.has(Sabotage::NeverRests) => Mode::Draining,
+            true if self.has(Sabotage::NeverRests) || self.unseen => Mode::Draining,
             true if at_rest || self.has(Sabotage::RestsEarly) => Mode::Quiesced,
             true => Mode::Draining,
         }
@@ -161,10 +230,24 @@ impl Queue<BlockRequest> for PowerLossQueue {
     }
 }
 
+impl Drop for PowerLossQueue {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.broken.dead |= self.in_flight() > 0;
+        if self.has(Sabotage::KeepsMemory) {
+            let pending = self.pending.drain(..).map(|pending| pending.request);
+            state.broken.kept.extend(pending.chain(self.stalled.drain(..)));
+        }
+    }
+}
+
 impl State {
     fn execute(&mut self, pending: &mut Pending, sabotage: Option<Sabotage>) -> BlockOutput {
         let request = &mut pending.request;
-        let (offset, len) = (request.offset() as usize, request.len() as usize);
+        let (mut offset, len) = (request.offset() as usize, request.len() as usize);
+        if sabotage == Some(Sabotage::SharesItsCursor) {
+            offset = self.broken.cursor.min(self.caps.capacity as usize - len);
+        }
         match request.op() {
             BlockOp::Read => {
                 let mut data = vec![0; len];
@@ -228,6 +311,19 @@ impl State {
         if self.caps.durability == Durability::WriteBack {
             self.medium.flush(covers, except);
         }
+    }
+}
+
+/// Why a broken disk refuses what it should do.
+fn refusal(sabotage: Sabotage, request: &BlockRequest, shared: &Shared) -> Option<BlockError> {
+    let ranged = request.op() != BlockOp::Flush;
+    match sabotage {
+        Sabotage::RefusesFua if request.flags().contains(BlockFlags::FUA) => Some(BlockError::Unsupported),
+        Sabotage::RefusesNothing if ranged && request.is_empty() => Some(BlockError::Misaligned),
+        Sabotage::RefusesLastBlock if ranged && request.end() == shared.lock().caps.capacity => {
+            Some(BlockError::OutOfRange)
+        }
+        _ => None,
     }
 }
 

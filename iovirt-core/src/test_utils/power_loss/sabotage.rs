@@ -51,6 +51,38 @@ pub enum Sabotage {
     DiscardsBeside,
     /// Operations that it says it cannot do complete as done.
     AcceptsUnsupported,
+    /// Says that it has one byte more than whole blocks.
+    OddCapacity,
+    /// Tells other capabilities each time it is asked.
+    ChangesItsMind,
+    /// Has a name that no description could have.
+    NamesItselfBadly,
+    /// A write with FUA fails as unsupported, instead of the flag being ignored.
+    RefusesFua,
+    /// The last block is out of range.
+    RefusesLastBlock,
+    /// A range without length is misaligned.
+    RefusesNothing,
+    /// A write completes and does nothing where other requests are in flight.
+    LosesConcurrentWrites,
+    /// A new queue finds zeroes in place of what was written before.
+    ForgetsForNewQueues,
+    /// Never completes the request that fills the queue.
+    OneTooShallow,
+    /// Seeks and then reads or writes where the cursor is, which other queues move as well.
+    SharesItsCursor,
+    /// Needs another poll after a drain to see that it rests, and does not wake its lane for it.
+    ForgetsToWakeAtRest,
+    /// Requests that come while it drains wait for the way back.
+    DeafWhileDraining,
+    /// Requests that come when it rests wait for the way back.
+    DeafAtRest,
+    /// A drain that has begun cannot be taken back before it rests.
+    NoWayBack,
+    /// Serves nothing once a queue went with requests in flight.
+    DiesWithAQueue,
+    /// Holds the requests of a queue that is gone, and so their memory, for ever.
+    KeepsMemory,
 }
 
 impl Sabotage {
@@ -78,5 +110,61 @@ impl Sabotage {
         Self::ZeroesNothing,
         Self::DiscardsBeside,
         Self::AcceptsUnsupported,
+        Self::OddCapacity,
+        Self::ChangesItsMind,
+        Self::NamesItselfBadly,
+        Self::RefusesFua,
+        Self::RefusesLastBlock,
+        Self::RefusesNothing,
+        Self::LosesConcurrentWrites,
+        Self::ForgetsForNewQueues,
+        Self::OneTooShallow,
+        Self::SharesItsCursor,
+        Self::ForgetsToWakeAtRest,
+        Self::DeafWhileDraining,
+        Self::DeafAtRest,
+        Self::NoWayBack,
+        Self::DiesWithAQueue,
+        Self::KeepsMemory,
     ];
+
+    /// The rule of the [conformance suite](crate::test_utils::conformance) that must notice it; others may as well.
+    pub fn caught_by(self) -> &'static str {
+        match self {
+            Self::FlushDoesNothing | Self::IgnoresFua => "durability/write-back",
+            Self::FlushMissesOne => "durability/write-back-no-fua",
+            Self::CachesWrites => "durability/write-through",
+            Self::LosesRequests
+            | Self::StallsRequests
+            | Self::CompletesTwice
+            | Self::SwapsTags
+            | Self::CountsWrong => "once/each",
+            Self::ForgetsToWake => "wakes/completions",
+            Self::AcceptsOutOfRange => "ranges/beyond-the-end",
+            Self::AcceptsMisaligned => "ranges/misaligned",
+            Self::WritesReadOnly => "caps/read-only",
+            Self::RestsEarly => "drain/under-load",
+            Self::NeverRests | Self::DeafAfterDrain => "drain/idle",
+            Self::ReadsShort | Self::RepeatsSegment | Self::WritesBeside => "data/model",
+            Self::ZeroesNothing => "zeroes/write-zeroes",
+            Self::DiscardsBeside => "zeroes/discard",
+            Self::AcceptsUnsupported => "caps/unsupported",
+            Self::OddCapacity => "caps/well-formed",
+            Self::ChangesItsMind => "caps/stable",
+            Self::NamesItselfBadly => "caps/named",
+            Self::RefusesFua => "caps/flush-and-fua",
+            Self::RefusesLastBlock => "ranges/boundary",
+            Self::RefusesNothing => "ranges/zero-length",
+            Self::LosesConcurrentWrites => "data/under-load",
+            Self::ForgetsForNewQueues => "data/another-queue",
+            Self::OneTooShallow => "once/full-depth",
+            Self::SharesItsCursor => "once/many-workers",
+            Self::ForgetsToWakeAtRest => "wakes/rest",
+            Self::DeafWhileDraining => "drain/serves-meanwhile",
+            Self::DeafAtRest => "drain/serves-at-rest",
+            Self::NoWayBack => "drain/way-back",
+            Self::DiesWithAQueue => "dropping/in-flight",
+            Self::KeepsMemory => "dropping/memory",
+        }
+    }
 }

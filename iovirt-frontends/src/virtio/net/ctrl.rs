@@ -225,6 +225,11 @@ impl EitherQueue {
     fn seen(&self) -> &dyn QueueWork {
         if self.is_control { &self.control } else { &self.receive }
     }
+
+    /// What is below has a queue for the pair that no driver uses, and gives it its turns: a stack may be exchanged.
+    fn attend(&mut self, cx: &mut WorkerContext<'_>) -> Result<(), QueueError> {
+        if self.is_control { self.receive.settle(cx, None) } else { Ok(()) }
+    }
 }
 
 impl QueueWork for EitherQueue {
@@ -238,10 +243,12 @@ impl QueueWork for EitherQueue {
     }
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
+        self.attend(cx)?;
         self.work().serve(cx, ring)
     }
 
     fn settle(&mut self, cx: &mut WorkerContext<'_>, ring: Option<&mut Ring>) -> Result<(), QueueError> {
+        self.attend(cx)?;
         self.work().settle(cx, ring)
     }
 

@@ -12,6 +12,8 @@ use iovirt_core::request::net::{ETHERNET_HEADER, MacAddr};
 /// Most buffers that one frame is spread over. The longest frame fits into them if each has 1 KiB.
 const MAX_BUFFERS: usize = 64;
 
+const IMPOSSIBLE: QueueError = QueueError::Request("a receive buffer cannot be written");
+
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
@@ -77,9 +79,9 @@ impl Deliverer {
     #[inline]
     pub(super) fn wants(&mut self, frame: &SgList) -> bool {
         let mut to = MacAddr::default();
+        let mode = &*self.mode.mode;
         let wanted = frame.len() >= u64::from(ETHERNET_HEADER)
-            && frame.copy_to(0, &mut to.0).is_ok()
-            && self.mode.mode.wants(to);
+            && (mode.promiscuous || (frame.copy_to(0, &mut to.0).is_ok() && mode.wants(to)));
         if !wanted {
             self.filtered.count();
         }
@@ -93,77 +95,102 @@ impl Deliverer {
     #[inline]
     pub(super) fn deliver(&mut self, ring: &mut Ring, frame: &SgList) -> Result<Delivery, QueueError> {
         let need = HEADER_LEN as u64 + frame.len();
+        let chain = &mut self.chains[0];
+        let Some(head) = ring.pop(chain)? else { return Ok(Delivery::NoBuffer) };
+        let room = chain.writable().len();
+        if room < need {
+            return self.spread(ring, frame, need, head);
+        }
+        write(ring, (chain, head), Some(1), frame, 0).ok_or(IMPOSSIBLE)?;
+        self.returned += 1;
+        self.received.count();
+        Ok(Delivery::Done)
+    }
+
+    /// Puts a frame into several buffers, of which the first was taken already.
+    #[inline(never)]
+    fn spread(
+        &mut self,
+        ring: &mut Ring,
+        frame: &SgList,
+        need: u64,
+        first: Head,
+    ) -> Result<Delivery, QueueError> {
         self.heads.clear();
-        let mut room = 0;
+        let mut room = self.note(first)?;
         while room < need {
-            if self.heads.len() == MAX_BUFFERS {
+            if !self.mergeable || self.heads.len() == MAX_BUFFERS {
                 self.put_back(ring);
                 self.no_fit.count();
                 return Ok(Delivery::Done);
             }
             let Some(len) = self.take(ring)? else {
-                let taken = self.heads.len();
                 // The doorbell is to ring for the buffer behind those that are here, so it is asked for before they go back.
-                if taken > 0 && ring.enable_notifications() {
+                if ring.enable_notifications() {
                     continue;
                 }
                 self.put_back(ring);
-                return Ok(if taken == 0 { Delivery::NoBuffer } else { Delivery::TooFew });
+                return Ok(Delivery::TooFew);
             };
             room += len;
-            if room < need && !self.mergeable {
-                self.put_back(ring);
-                self.no_fit.count();
-                return Ok(Delivery::Done);
-            }
         }
-        self.write(ring, frame)?;
-        self.returned += self.heads.len() as u64;
+        let count = self.heads.len() as u16;
+        let mut done = 0;
+        for (at, (chain, &head)) in self.chains.iter_mut().zip(&self.heads).enumerate() {
+            done += write(ring, (chain, head), (at == 0).then_some(count), frame, done).ok_or(IMPOSSIBLE)?;
+        }
+        self.returned += u64::from(count);
         self.received.count();
         Ok(Delivery::Done)
     }
 
     /// Takes one more buffer and says how long it is.
-    #[inline]
     fn take(&mut self, ring: &mut Ring) -> Result<Option<u64>, QueueError> {
         let at = self.heads.len();
         if at == self.chains.len() {
             self.chains.push(Chain::new());
         }
         let Some(head) = ring.pop(&mut self.chains[at])? else { return Ok(None) };
+        self.note(head).map(Some)
+    }
+
+    /// Notes that the next chain was taken, and says how long its buffer is.
+    fn note(&mut self, head: Head) -> Result<u64, QueueError> {
+        let len = self.chains[self.heads.len()].writable().len();
         self.heads.push(head);
-        let len = self.chains[at].writable().len();
         if len < HEADER_LEN as u64 {
             return Err(QueueError::Request("a receive buffer has no room for a header"));
         }
-        Ok(Some(len))
+        Ok(len)
     }
 
     fn put_back(&mut self, ring: &mut Ring) {
         ring.undo_pop(&self.heads);
         self.heads.clear();
     }
+}
 
-    /// Copies the frame behind its header into the buffers that were taken, which have room for it.
-    #[inline]
-    fn write(&mut self, ring: &mut Ring, frame: &SgList) -> Result<(), QueueError> {
-        const IMPOSSIBLE: QueueError = QueueError::Request("a receive buffer cannot be written");
-        let header = receive_header(self.heads.len() as u16);
-        let mut done = 0;
-        for (at, (chain, &head)) in self.chains.iter_mut().zip(&self.heads).enumerate() {
-            let buffer = chain.writable_mut();
-            let mut start = 0;
-            if at == 0 {
-                buffer.copy_from(0, &header).map_err(|_| IMPOSSIBLE)?;
-                start = header.len() as u64;
-            }
-            let part = (buffer.len() - start).min(frame.len() - done);
-            buffer.copy_sg(start, frame, done, part).map_err(|_| IMPOSSIBLE)?;
-            done += part;
-            buffer.mark_dirty(ring.view(), start + part);
-            // A chain's length fits 32 bits: the ring engine checks that.
-            ring.push_used(head, (start + part) as u32);
-        }
-        Ok(())
+/// Copies the frame from `done` into a buffer, as much as fits, and returns the buffer; says how much that was. The first of
+/// a frame's buffers begins with a header that tells their number. `None` where the buffer cannot be written, though it is
+/// of the list that the ring engine resolved for that.
+#[inline]
+fn write(
+    ring: &mut Ring,
+    (chain, head): (&mut Chain, Head),
+    header: Option<u16>,
+    frame: &SgList,
+    done: u64,
+) -> Option<u64> {
+    let buffer = chain.writable_mut();
+    let mut start = 0;
+    if let Some(buffers) = header {
+        buffer.copy_from(0, &receive_header(buffers)).ok()?;
+        start = HEADER_LEN as u64;
     }
+    let part = (buffer.len() - start).min(frame.len() - done);
+    buffer.copy_sg(start, frame, done, part).ok()?;
+    buffer.mark_dirty(ring.view(), start + part);
+    // A chain's length fits 32 bits: the ring engine checks that.
+    ring.push_used(head, (start + part) as u32);
+    Some(part)
 }

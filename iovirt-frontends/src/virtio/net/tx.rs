@@ -2,12 +2,12 @@
 
 use super::counters::Tally;
 use super::device::NetShared;
-use super::packet::take_header;
+use super::packet::take_frame;
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
 use iovirt_core::dma::{DmaView, SgLimits, SgList};
-use iovirt_core::request::net::{NetOutput, NetRequest};
+use iovirt_core::request::net::{NetOutput, NetRequest, Offload};
 use iovirt_core::stage::{Client, Finished};
 use iovirt_core::worker::{Turn, WorkerContext};
 use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Tag};
@@ -22,11 +22,21 @@ const LIMITS: SgLimits = SgLimits { segments: 1022, host_bytes: 128 << 10 };
 pub(super) struct TransmitQueue {
     shared: Arc<NetShared>,
     pair: u16,
-    client: Client<NetRequest, Head>,
+    client: Client<NetRequest, Sending>,
     chain: Chain,
+    /// Frames submitted so far: what the next one's place is.
+    submitted: u64,
     sent: Tally,
     failed: Tally,
     malformed: Tally,
+}
+
+/// What is known of a frame in flight.
+#[derive(Clone, Copy, Debug)]
+struct Sending {
+    head: Head,
+    /// Its place in the order of frames, which tags do not tell.
+    place: u64,
 }
 
 impl TransmitQueue {
@@ -42,6 +52,7 @@ impl TransmitQueue {
             pair,
             client: Client::new(cx, queue, depth, LIMITS),
             chain: Chain::new(),
+            submitted: 0,
             sent: Tally::default(),
             failed: Tally::default(),
             malformed: Tally::default(),
@@ -84,14 +95,15 @@ impl TransmitQueue {
     ) {
         let (readable, _) = self.chain.parts_mut();
         // No offload was on offer, so a frame that asks for one cannot be sent as it is meant.
-        let plain = take_header(readable).is_some_and(iovirt_core::request::net::Offload::is_plain);
-        if !plain || readable.is_empty() || sg.swap_segments(readable).is_err() {
+        if !take_frame(readable, &mut sg).is_some_and(Offload::is_plain) {
             self.malformed.count();
             self.client.abandon(tag, sg);
             ring.push_used(head, 0);
             return;
         }
-        self.client.submit(cx, NetRequest::transmit(tag, self.pair, sg), head);
+        let place = self.submitted;
+        self.submitted += 1;
+        self.client.submit(cx, NetRequest::transmit(tag, self.pair, sg), Sending { head, place });
     }
 
     #[inline]
@@ -104,7 +116,7 @@ impl TransmitQueue {
                 failed.count()
             }
             if let Some(ring) = &mut ring {
-                ring.push_used(context, 0);
+                ring.push_used(context.head, 0);
             }
         });
     }
@@ -201,7 +213,10 @@ impl QueueWork for TransmitQueue {
         self.client.in_flight()
     }
 
+    /// In the order in which the frames were offered: they are served again in that order.
     fn heads_in_flight(&self) -> Vec<u16> {
-        self.client.contexts().map(|head| head.index()).collect()
+        let mut sending: Vec<_> = self.client.contexts().copied().collect();
+        sending.sort_unstable_by_key(|sending| sending.place);
+        sending.into_iter().map(|sending| sending.head.index()).collect()
     }
 }

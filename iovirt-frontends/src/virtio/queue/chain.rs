@@ -164,7 +164,11 @@ impl Chain {
     }
 
     /// Adds one buffer.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "half of what it costs were its call; most chains have one or three"
+    )]
+    #[inline(always)]
     fn add<const PIN: bool>(
         &mut self,
         descriptor: Descriptor,

@@ -59,7 +59,7 @@ fn on_a_disk_past_the_page_cache() {
 #[test]
 fn in_memory() {
     let Some(folder) = memory_folder() else {
-        eprintln!("SKIPPED: no file system in memory");
+        skipped("no file system in memory");
         return;
     };
     conforms("file-memory", &folder, |config| config);

@@ -222,7 +222,7 @@ fn direct_io_that_is_not_possible_is_refused() {
 #[test]
 fn a_tail_that_direct_io_does_not_reach_is_refused() {
     if !is_root() {
-        eprintln!("SKIPPED: a file system on 4096-byte sectors takes root");
+        skipped("a file system on 4096-byte sectors takes root");
         return;
     }
     let folder = folder();
@@ -230,14 +230,14 @@ fn a_tail_that_direct_io_does_not_reach_is_refused() {
     let Some(device) = Loop::new(&path, 4096) else { return };
     let device = device.path.to_string_lossy().into_owned();
     let Some((true, _)) = tool("mkfs.ext4", &["-q", "-b", "4096", &device]) else {
-        eprintln!("SKIPPED: no mkfs.ext4");
+        skipped("no mkfs.ext4");
         return;
     };
     let mount = folder.path().join("mount");
     std::fs::create_dir(&mount).expect("a folder");
     let mounted = tool("mount", &[&device, &mount.to_string_lossy()]);
     let Some((true, _)) = mounted else {
-        eprintln!("SKIPPED: no mount: {mounted:?}");
+        skipped(format_args!("no mount: {mounted:?}"));
         return;
     };
     let result = std::panic::catch_unwind(|| {

@@ -96,14 +96,14 @@ fn a_file_that_shrinks_fails_reads_and_goes_on() {
 /// Runs a test in a folder that has room for 256 KiB.
 fn with_little_room(test: impl Fn(&tempfile::TempDir) + std::panic::UnwindSafe + std::panic::RefUnwindSafe) {
     if !is_root() {
-        eprintln!("SKIPPED: mounting a small file system takes root");
+        skipped("mounting a small file system takes root");
         return;
     }
     let folder = folder();
     let mount = folder.path().to_string_lossy().into_owned();
     let mounted = tool("mount", &["-t", "tmpfs", "-o", "size=256k", "tmpfs", &mount]);
     let Some((true, _)) = mounted else {
-        eprintln!("SKIPPED: no mount: {mounted:?}");
+        skipped(format_args!("no mount: {mounted:?}"));
         return;
     };
     let result = std::panic::catch_unwind(|| test(&folder));

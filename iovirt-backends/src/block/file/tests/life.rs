@@ -253,7 +253,7 @@ fn a_new_size_waits_for_a_flush() {
     let file = std::fs::File::options().read(true).write(true).open(&path).expect("the image");
     let disk = Arc::new(Disk::open(file, FileConfig::new(&path)).expect("a disk"));
     if disk.is_memory() {
-        eprintln!("SKIPPED: what lies in memory needs no flush");
+        skipped("what lies in memory needs no flush");
         return;
     }
     disk.synced(disk.writes());

@@ -50,7 +50,7 @@ fn qemu_and_we_refuse_each_other() {
     let path = image(&folder, 1 << 20);
     let name = path.to_string_lossy().into_owned();
     let Some((true, _)) = tool("qemu-img", &["info", "-f", "raw", &name]) else {
-        eprintln!("SKIPPED: no qemu-img");
+        skipped("no qemu-img");
         return;
     };
     let write = ["-f", "raw", "-c", "write 0 512", &name];
@@ -114,6 +114,6 @@ fn what_we_write_qemu_reads() {
     );
     match compared {
         Some((fine, text)) => assert!(fine && text.contains("identical"), "{text}"),
-        None => eprintln!("SKIPPED: no qemu-img"),
+        None => skipped("no qemu-img"),
     }
 }

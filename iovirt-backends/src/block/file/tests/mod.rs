@@ -10,6 +10,7 @@ mod locks;
 use super::*;
 use iovirt_core::dma::{SgLimits, SgList, SgPool};
 use iovirt_core::request::block::{BlockFlags, BlockOp, BlockOutput, BlockRequest};
+use iovirt_core::test_utils::skipped;
 use iovirt_core::worker::UringPolicy;
 use iovirt_core::{
     Backend, BackendError, Completions, Depth, Mode, Queue, Request, Tag, Worker, WorkerConfig,
@@ -224,14 +225,14 @@ impl Loop {
     /// `None`, with a line that says so, where this host does not allow one.
     fn new(image: &Path, block: u32) -> Option<Self> {
         if !is_root() {
-            eprintln!("SKIPPED: a loop device takes root");
+            skipped("a loop device takes root");
             return None;
         }
         let (block, image) = (block.to_string(), image.to_string_lossy());
         match tool("losetup", &["--find", "--show", "--sector-size", &block, &image]) {
             Some((true, path)) => Some(Self { path: path.trim().into() }),
             other => {
-                eprintln!("SKIPPED: this host gives no loop device: {other:?}");
+                skipped(format_args!("this host gives no loop device: {other:?}"));
                 None
             }
         }

@@ -61,6 +61,24 @@ fn answer(error: u32, cookie: &[u8]) -> Vec<u8> {
     [&0x6744_6698u32.to_be_bytes()[..], &error.to_be_bytes(), cookie].concat()
 }
 
+/// A connection that somebody else has made: the only one, where the address leads nowhere.
+#[test]
+fn a_connection_can_be_handed_over() {
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    let thread = std::thread::spawn(move || {
+        let mut stream = theirs;
+        let _ = honest(&mut stream);
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let config = NbdConfig::new(NbdAddress::Unix("/nowhere/at/all".into()));
+    let backend = BoxBackend::new(NbdBackend::over(ours.into(), config).expect("an honest handshake"));
+    let mut driver = Driver::new(5).expect("a driver");
+    driver.open(&backend, 4).expect("the first queue has the connection");
+    assert!(Driver::new(6).expect("a driver").open(&backend, 4).is_err(), "there is no second one");
+    drop(driver);
+    thread.join().expect("the script's end");
+}
+
 #[test]
 fn lies_in_the_handshake_are_refused_in_one_sentence() {
     type Script = Box<dyn FnOnce(UnixStream) -> std::io::Result<()> + Send>;

@@ -6,6 +6,7 @@ mod peers;
 use super::*;
 use iovirt_core::pipeline::BoxBackend;
 use iovirt_core::request::block::BlockRequest;
+use iovirt_core::test_utils::skipped;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ impl Server {
         let mut command = Command::new(program);
         command.args(arguments(&socket, folder.path())).stdin(Stdio::null()).stderr(Stdio::null());
         let Ok(child) = command.spawn() else {
-            eprintln!("SKIPPED: {program} is not installed");
+            skipped(format_args!("{program} is not installed"));
             return None;
         };
         let server = Self { child, socket, _folder: folder };

@@ -11,21 +11,27 @@
 //! ```
 //!
 //! While it is under way, requests that come down are parked and go to whichever stack is in place at the end; none fails
-//! and none is lost. A stack that does not come to rest is no dead end: [`SwapControl::cancel`] goes back to it.
+//! and none is lost. So are tokens ([`Request::is_token`]) that the old stack gives back as it comes to rest: their client
+//! does not see them, unless it asks for a drain itself. A stack that does not come to rest is no dead end:
+//! [`SwapControl::cancel`] goes back to it.
 //!
 //! Locks: one per exchange and step; a request takes none. A poll costs one relaxed load of a shared number.
 
-use super::{BoxBackend, BoxQueue, Event, EventListener, Listeners, Stages};
-use crate::backend::{Backend, Mode, Queue};
+mod queue;
+
+pub use queue::SwappableQueue;
+
+use super::{BoxBackend, Event, EventListener, Listeners, Stages};
+use crate::backend::Backend;
 use crate::error::{AttachError, BackendError};
 use crate::frontend::{Completer, Ticket};
 use crate::interposer::Interposer;
-use crate::request::{Completions, Depth, Request};
+use crate::request::{Depth, Request};
 use crate::state::{StageStates, StateError};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::worker::{LaneWaker, WorkerContext};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use thiserror::Error;
 
 /// A place in a pipeline where the stack below can be exchanged while devices use it.
@@ -86,6 +92,16 @@ pub enum SwapError {
     Incompatible(String),
 }
 
+impl<R: Request> State<R> {
+    /// One more queue, which has done nothing yet.
+    fn admit(&mut self, waker: LaneWaker) -> u64 {
+        let id = self.next_member;
+        self.next_member += 1;
+        self.queues.push(Member { id, waker, done: false });
+        id
+    }
+}
+
 impl<R: Request> Shared<R> {
     fn state(&self) -> MutexGuard<'_, State<R>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -101,6 +117,8 @@ impl<R: Request> Shared<R> {
     }
 
     /// The last queue that has done its part of a step brings the next one.
+    ///
+    /// No step is passed before each queue has done its part, so none misses the end of an exchange by more than one step.
     fn advance(self: &Arc<Self>, state: &mut State<R>) {
         while state.queues.iter().all(|member| member.done) {
             match std::mem::replace(&mut state.phase, Phase::Idle) {
@@ -125,6 +143,14 @@ impl<R: Request> Shared<R> {
     fn back_out(&self, state: &mut State<R>) {
         if !matches!(std::mem::replace(&mut state.phase, Phase::Idle), Phase::Idle) {
             self.announce(state);
+        }
+    }
+
+    /// A queue cannot do its part of that step, unless the step is over.
+    fn refuse(&self, step: u64) {
+        let mut state = self.state();
+        if self.step.load(Ordering::SeqCst) == step {
+            self.back_out(&mut state);
         }
     }
 
@@ -254,26 +280,22 @@ impl<R: Request> Backend<R> for Swappable<R> {
     }
 
     fn open(&self, cx: &mut WorkerContext<'_>, depth: Depth) -> Result<SwappableQueue<R>, BackendError> {
-        let current = self.shared.state().current.clone();
-        let below = current.open(cx, depth)?;
-        let mut state = self.shared.state();
-        let id = state.next_member;
-        state.next_member += 1;
-        state.queues.push(Member { id, waker: cx.waker(), done: false });
-        // Whatever is under way, this queue finds it in its first poll.
-        cx.run_again();
-        Ok(SwappableQueue {
-            shared: self.shared.clone(),
-            id,
-            depth,
-            below,
-            generation: state.generation,
-            opened: None,
-            part: Part::Serving,
-            seen: u64::MAX,
-            parked: Vec::with_capacity(depth.get()),
-            draining: false,
-        })
+        loop {
+            let (current, generation) = {
+                let state = self.shared.state();
+                (state.current.clone(), state.generation)
+            };
+            let below = current.open(cx, depth)?;
+            let mut state = self.shared.state();
+            // An exchange may have come to its end meanwhile, and this queue would belong to the stack that went.
+            if state.generation == generation {
+                let id = state.admit(cx.waker());
+                drop(state);
+                // Whatever is under way, this queue finds it in its first poll.
+                cx.run_again();
+                return Ok(SwappableQueue::new(self.shared.clone(), id, depth, below, generation));
+            }
+        }
     }
 
     fn stages(&self, stages: &mut Stages) {
@@ -294,168 +316,6 @@ impl<R: Request> Backend<R> for Swappable<R> {
     }
 }
 
-/// The data plane of a [`Swappable`].
-pub struct SwappableQueue<R: Request> {
-    shared: Arc<Shared<R>>,
-    id: u64,
-    depth: Depth,
-    below: BoxQueue<R>,
-    /// Of the stack that `below` belongs to.
-    generation: u64,
-    /// The newcomer's queue, until the exchange is over.
-    opened: Option<BoxQueue<R>>,
-    part: Part,
-    /// The step that this queue knows of.
-    seen: u64,
-    parked: Vec<R>,
-    draining: bool,
-}
-
-/// What a queue does for the exchange under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    /// Nothing: it serves.
-    Serving,
-    /// It comes to rest.
-    Resting,
-    /// It has done its part and waits for the others.
-    Waiting,
-}
-
-impl<R: Request> SwappableQueue<R> {
-    /// Takes up the step that the coordinator has announced.
-    #[cold]
-    fn look(&mut self, cx: &mut WorkerContext<'_>) {
-        let shared = self.shared.clone();
-        let state = shared.state();
-        self.seen = shared.step.load(Ordering::SeqCst);
-        match &state.phase {
-            Phase::Idle => {
-                let generation = state.generation;
-                drop(state);
-                self.serve(cx, generation);
-            }
-            Phase::Draining { .. } => {
-                drop(state);
-                self.below.drain(cx);
-                self.part = Part::Resting;
-            }
-            Phase::Opening { newcomer, .. } => {
-                let newcomer = newcomer.clone();
-                drop(state);
-                self.open_newcomer(cx, &newcomer);
-            }
-        }
-    }
-
-    fn open_newcomer(&mut self, cx: &mut WorkerContext<'_>, newcomer: &BoxBackend<R>) {
-        self.part = Part::Waiting;
-        match newcomer.open(cx, self.depth) {
-            Ok(queue) => {
-                self.opened = Some(queue);
-                self.shared.done(self.id, self.seen);
-                // Where this queue was the last one, the exchange is over.
-                cx.run_again();
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a stack could not be put in the place of another; the other goes on");
-                let mut state = self.shared.state();
-                self.shared.back_out(&mut state);
-            }
-        }
-    }
-
-    /// The exchange is over, one way or the other: goes on with the stack in place.
-    fn serve(&mut self, cx: &mut WorkerContext<'_>, generation: u64) {
-        if self.part == Part::Serving {
-            return;
-        }
-        self.part = Part::Serving;
-        match self.opened.take() {
-            Some(opened) if generation != self.generation => {
-                self.generation = generation;
-                self.below = opened;
-                // Once for each queue: a late or doubled event does no harm.
-                self.shared.listeners.announce(Event::CapsChanged);
-            }
-            _ => self.below.resume(cx),
-        }
-        for request in self.parked.drain(..) {
-            self.below.submit(cx, request);
-        }
-        self.below.kick(cx);
-        if self.draining {
-            self.below.drain(cx);
-        }
-        cx.run_again();
-    }
-}
-
-impl<R: Request> Queue<R> for SwappableQueue<R> {
-    #[inline]
-    fn submit(&mut self, cx: &mut WorkerContext<'_>, request: R) {
-        if self.part == Part::Serving {
-            self.below.submit(cx, request);
-        } else {
-            self.parked.push(request);
-        }
-    }
-
-    #[inline]
-    fn kick(&mut self, cx: &mut WorkerContext<'_>) {
-        if self.part == Part::Serving {
-            self.below.kick(cx);
-        }
-    }
-
-    #[inline]
-    fn poll(&mut self, cx: &mut WorkerContext<'_>, done: &mut Completions<R>) {
-        if self.shared.step.load(Ordering::Relaxed) != self.seen {
-            self.look(cx);
-        }
-        self.below.poll(cx, done);
-        if self.part == Part::Resting && self.below.mode() == Mode::Quiesced {
-            self.part = Part::Waiting;
-            self.shared.done(self.id, self.seen);
-            cx.run_again();
-        }
-    }
-
-    fn drain(&mut self, cx: &mut WorkerContext<'_>) {
-        self.draining = true;
-        if self.part == Part::Serving {
-            self.below.drain(cx);
-        }
-    }
-
-    fn resume(&mut self, cx: &mut WorkerContext<'_>) {
-        self.draining = false;
-        if self.part == Part::Serving {
-            self.below.resume(cx);
-        }
-    }
-
-    fn mode(&self) -> Mode {
-        match (self.part, self.draining) {
-            (Part::Serving, _) => self.below.mode(),
-            (_, false) => Mode::Running,
-            (_, true) => Mode::Draining,
-        }
-    }
-
-    fn in_flight(&self) -> usize {
-        self.below.in_flight() + self.parked.len()
-    }
-}
-
-impl<R: Request> Drop for SwappableQueue<R> {
-    fn drop(&mut self) {
-        let mut state = self.shared.state();
-        state.queues.retain(|member| member.id != self.id);
-        self.shared.advance(&mut state);
-    }
-}
-
 impl<R: Request> fmt::Debug for Swappable<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Swappable").field("current", &self.shared.state().current).finish_non_exhaustive()
@@ -465,14 +325,5 @@ impl<R: Request> fmt::Debug for Swappable<R> {
 impl<R: Request> fmt::Debug for SwapControl<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SwapControl").field("current", &self.shared.state().current).finish_non_exhaustive()
-    }
-}
-
-impl<R: Request> fmt::Debug for SwappableQueue<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SwappableQueue")
-            .field("part", &self.part)
-            .field("parked", &self.parked.len())
-            .finish_non_exhaustive()
     }
 }

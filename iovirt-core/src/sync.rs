@@ -1,0 +1,15 @@
+//! Locks and atomics for what is shared between threads: the standard library's, or, in a build with `--cfg loom`, those of
+//! the model checker [loom](https://docs.rs/loom), which runs a test through every order of events.
+//!
+//! A protocol between threads that is written with these names can be checked as it stands, together with the wake-ups of the
+//! [worker](crate::worker). What only one thread touches, and locks that are held for a plain copy, need not use them. The
+//! checker knows a sequentially consistent access as an acquiring and releasing one: where an order between two variables
+//! matters, both sides say so by a fence, or by an operation that reads and writes.
+//!
+//! Models stand beside what they check, in files named `model.rs`; `cargo xtask test --only loom` runs them.
+
+#[cfg(loom)]
+pub use loom::sync::{Mutex, MutexGuard, atomic};
+pub use std::sync::{Arc, PoisonError, Weak};
+#[cfg(not(loom))]
+pub use std::sync::{Mutex, MutexGuard, atomic};
