@@ -25,7 +25,7 @@ use crate::bus::Bus;
 use crate::control::{Control, Stop};
 use crate::entry::Entry;
 use crate::error::MachineError;
-use crate::exits::{EXIT_KINDS, ExitReport, VcpuReport};
+use crate::exits::{EXIT_KINDS, ExitCounters, ExitReport, VcpuReport};
 use crate::layout::{SERIAL_GSI, Slots};
 use crate::pci;
 use crate::power::{EXIT_PORT, ExitPort, I8042, I8042_PORT, PM_BASE, PM_LEN, PowerManagement};
@@ -52,7 +52,8 @@ pub(crate) struct Machine {
     pci: Option<Arc<PciBus>>,
     serial: Arc<SerialPort>,
     signals: EndingSignals,
-    vcpus: u32,
+    /// Those of each processor.
+    pub(crate) exit_counters: Vec<Arc<ExitCounters>>,
 }
 
 /// How it went.
@@ -95,7 +96,8 @@ impl Machine {
         let power = PowerManagement::new(Arc::clone(&control));
         ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::new(power))?;
         let (mmio, slots) = (Bus::default(), Slots::default());
-        Ok(Self { vm, ports, mmio, slots, control, pci: None, serial, signals, vcpus })
+        let exit_counters = (0..vcpus).map(|_| Arc::default()).collect();
+        Ok(Self { vm, ports, mmio, slots, control, pci: None, serial, signals, exit_counters })
     }
 
     /// The PCI bus.
@@ -111,8 +113,11 @@ impl Machine {
     /// Boots and runs until the guest, the user or a signal ends it.
     pub(crate) fn run(self, source: &BootSource) -> Result<Outcome, MachineError> {
         let memory = self.vm.memory();
-        let hardware =
-            Hardware { vcpus: self.vcpus as u8, slots: self.slots.taken(), pci: self.pci.is_some() };
+        let hardware = Hardware {
+            vcpus: self.exit_counters.len() as u8,
+            slots: self.slots.taken(),
+            pci: self.pci.is_some(),
+        };
         let entry = boot::load(memory, self.vm.memory_size(), source, &hardware)?;
 
         let terminal = RawTerminal::enter().map_err(MachineError::host("switch the terminal to raw mode"))?;
@@ -132,9 +137,11 @@ impl Machine {
 
     /// Runs what is in memory, from `entry` until `wait` returns, which it does when the machine is to stop.
     fn execute(self, entry: Entry, wait: impl FnOnce(&EndingSignals)) -> Result<Outcome, MachineError> {
-        let Self { vm, ports, mmio, control, signals, vcpus, .. } = self;
-        let processors =
-            (0..vcpus).map(|index| Vcpu::new(&vm, index, vcpus, entry)).collect::<Result<Vec<_>, _>>()?;
+        let Self { vm, ports, mmio, control, signals, exit_counters, .. } = self;
+        let processors = (0..)
+            .zip(&exit_counters)
+            .map(|(index, _)| Vcpu::new(&vm, index, &exit_counters, entry))
+            .collect::<Result<Vec<_>, _>>()?;
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
         vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
         let started = Instant::now();

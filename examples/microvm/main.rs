@@ -25,6 +25,7 @@ mod layout;
 mod machine;
 mod network;
 mod pci;
+mod plot;
 mod power;
 mod probe;
 mod report;
@@ -33,6 +34,7 @@ mod schedule;
 mod serial;
 mod terminal;
 mod vcpu;
+mod view;
 mod vm;
 
 use std::path::PathBuf;
@@ -83,6 +85,13 @@ struct Options {
     /// Something to do while the guest runs, such as '6s resize 0 128M'; repeatable
     #[arg(long = "at", value_name = "TIME ACTION")]
     appointments: Vec<Appointment>,
+    /// Show rates on standard error while the guest runs: as one line that is written over where that is a terminal, as its
+    /// title where the guest's console is there too, else as a line each second
+    #[arg(long)]
+    view: bool,
+    /// Draw latencies and exits per request into this SVG file at the end
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Print the report at the end as a line of JSON
     #[arg(long)]
     json: bool,
@@ -129,7 +138,13 @@ fn main() -> ExitCode {
             } else {
                 println!("{text}")
             }
-            ExitCode::from(report.code)
+            match options.plot.as_ref().map(|path| (path, std::fs::write(path, plot::svg(&report)))) {
+                Some((path, Err(error))) => {
+                    eprintln!("microvm: the plot {}: {error}", path.display());
+                    ExitCode::FAILURE
+                }
+                _ => ExitCode::from(report.code),
+            }
         }
         Err(failure) => {
             eprintln!("microvm: {failure}");
@@ -174,6 +189,9 @@ fn run_guest(
     let devices = Arc::new(descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?);
     schedule::keep(options.appointments.clone(), devices.clone(), machine.control.clone());
     let source = BootSource { kernel, initrd: options.initrd.clone(), command_line: options.cmdline.clone() };
+    if options.view {
+        view::start(devices.clone(), machine.exit_counters.clone(), machine.control.clone());
+    }
     let outcome = machine.run(&source)?;
     devices.iter().for_each(Device::finish);
     Ok(Report {

@@ -3,7 +3,7 @@
 take 2001 &
 taking=$!
 card_up
-ping_host
+ping_host ${lossy:+lossy}
 before=$(now)
 give 1001 "$(word lab.size)"
 wait $taking

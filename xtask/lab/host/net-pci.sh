@@ -4,5 +4,6 @@ take 1001 &
 start_vmm
 tap_up
 ping_guest
-give 2001 "$(cat size)"
+guest_says "ready for data"
+give 2001 "$(cat size)" &
 wait_for_vmm

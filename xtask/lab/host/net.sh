@@ -66,8 +66,10 @@ give() {
 	wait $summing
 }
 
-# The end: the exit code is the machine's.
+# The end: the exit code is the machine's. Where its guest was content, all was sent, and what came is being summed up.
 wait_for_vmm() {
 	wait $vmm
-	exit $?
+	code=$?
+	[ $code = 0 ] && wait
+	exit $code
 }
