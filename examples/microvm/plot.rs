@@ -223,3 +223,36 @@ fn text(svg: &mut String, [x, y]: [f64; 2], anchor: &str, content: &str) {
     }
     let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{escaped}</text>");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::{DeviceReport, QueueReport};
+
+    #[test]
+    fn a_picture_escapes_its_texts_and_survives_an_empty_run() {
+        let queue = QueueReport { requests: 8, doorbells: 2, interrupts: 0 };
+        let pipeline = "virtio-blk -> stats".to_owned();
+        let device = DeviceReport { pipeline, queues: vec![queue], stages: Vec::new() };
+        let mut report = Report {
+            driven_by: "nobody",
+            end: "a <b> & \u{1b}c".to_owned(),
+            code: 0,
+            seconds: 0.0,
+            devices: vec![device],
+            exits: None,
+        };
+        let picture = svg(&report);
+        assert!(picture.contains("a &lt;b&gt; &amp; ?c"), "{picture}");
+        assert!(picture.contains("0: doorbells") && picture.contains("0.250"), "{picture}");
+        assert!(!picture.contains("0: interrupts"), "{picture}");
+        report.devices.clear();
+        assert!(svg(&report).ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn axes_are_labelled() {
+        assert!((decade_of(99.0) - 2.0).abs() < 1e-9);
+        assert_eq!([0.0, 3.0, 5.0, 8.0, 11.0].map(time_label), ["1 ns", "1 us", "100 us", "100 ms", "100 s"]);
+    }
+}
