@@ -126,6 +126,14 @@ fn manual() -> (Rig, ManualHandle<BlockRequest>) {
     (Rig::new(Arc::new(disk), &memory()), handle)
 }
 
+/// Its driver, with queue 0 set up.
+fn started(rig: &Rig) -> (RawDriver, QueueSetup) {
+    let mut driver = RawDriver::new(rig.target(Interrupts::Messages), 4);
+    let setup = QueueSetup::good(&driver.layout(), 16);
+    driver.start(feature::ALL, &setup).unwrap();
+    (driver, setup)
+}
+
 fn offer(driver: &mut RawDriver, count: u16) {
     driver.lay_out(&read(), &Split { indirect: true, ..Split::whole() }, 0);
     (0..count).for_each(|_| driver.offer(0));
@@ -135,9 +143,7 @@ fn offer(driver: &mut RawDriver, count: u16) {
 #[test]
 fn without_bus_master_nothing_reaches_memory() {
     let (rig, manual) = manual();
-    let mut driver = RawDriver::new(rig.target(Interrupts::Messages), 4);
-    let setup = QueueSetup::good(&driver.layout(), 16);
-    driver.start(feature::ALL, &setup).unwrap();
+    let (mut driver, setup) = started(&rig);
     offer(&mut driver, 3);
     rig.run();
     assert_eq!(manual.in_flight().len(), 3);
@@ -184,9 +190,7 @@ fn without_bus_master_nothing_reaches_memory() {
 #[test]
 fn a_guest_that_takes_bus_master_away_does_not_end_an_embedders_drain() {
     let (rig, manual) = manual();
-    let mut driver = RawDriver::new(rig.target(Interrupts::Messages), 4);
-    let setup = QueueSetup::good(&driver.layout(), 16);
-    driver.start(feature::ALL, &setup).unwrap();
+    let (mut driver, _) = started(&rig);
     offer(&mut driver, 2);
     rig.run();
     let drain = rig.plugged.function.drain();
@@ -205,9 +209,7 @@ fn a_guest_that_takes_bus_master_away_does_not_end_an_embedders_drain() {
 #[test]
 fn a_queue_is_reset_alone() {
     let (rig, manual) = manual();
-    let mut driver = RawDriver::new(rig.target(Interrupts::Messages), 4);
-    let setup = QueueSetup::good(&driver.layout(), 16);
-    driver.start(feature::ALL, &setup).unwrap();
+    let (mut driver, setup) = started(&rig);
     offer(&mut driver, 2);
     rig.run();
     let function = &rig.plugged.function;

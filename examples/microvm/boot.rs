@@ -291,7 +291,7 @@ mod tests {
             initrd: Some(initrd.path().to_owned()),
             command_line: command_line.to_owned(),
         };
-        load(memory, MEMORY, &source, 1, &[])
+        load(memory, MEMORY, &source, &acpi::Hardware { vcpus: 1, slots: &[], pci: false })
     }
 
     fn read<T: ByteValued>(memory: &GuestMemoryMmap, at: u64) -> T {
@@ -309,7 +309,7 @@ mod tests {
         let start = u64::from(page.hdr.ramdisk_image);
         assert_eq!((start, { page.hdr.ramdisk_size }), (MEMORY - 2 * PAGE, 5000));
         assert_eq!(read::<[u8; 2]>(&memory, start), [7, 7]);
-        assert_eq!((page.e820_entries, { page.e820_table[2].size }), (3, MEMORY - MIB));
+        assert_eq!((page.e820_entries, { page.e820_table[3].size }), (4, MEMORY - MIB));
         assert_eq!(&read::<[u8; 8]>(&memory, page.acpi_rsdp_addr), b"RSD PTR ");
     }
 

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::bus::BusDevice;
 use crate::error::MachineError;
+use crate::guest::GuestDevice;
 use crate::machine::Machine;
 
 /// How long a vCPU waits for a reset that waits for requests in flight, and the end of the process for a device.
@@ -30,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Device {
     description: Description,
     registers: Registers,
+    /// The name of its window, where it has one of its own.
+    window: Option<String>,
     // Behind the device, so that its queues outlive it no longer than they must.
     _workers: Vec<WorkerThread>,
 }
@@ -81,6 +84,15 @@ pub(crate) struct DeviceReport {
     pub(crate) pipeline: String,
     pub(crate) queues: Vec<QueueReport>,
     pub(crate) stages: Vec<StageReport>,
+    /// The same pipeline as parts, for a picture of it.
+    #[serde(skip)]
+    pub(crate) description: Option<Description>,
+    /// The name of its window among the machine's.
+    #[serde(skip)]
+    pub(crate) window: Option<String>,
+    /// What the built-in guest made of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guest: Option<GuestDevice>,
 }
 
 /// What one queue did.
@@ -133,7 +145,7 @@ impl Device {
             .map_err(|error| host(&error))?;
         let handles: Vec<_> = workers.iter().map(|worker| worker.handle().clone()).collect();
         let registers = behind(virtio, &handles).map_err(|error| host(&error))?;
-        Ok(Self { description, registers, _workers: workers })
+        Ok(Self { description, registers, window: None, _workers: workers })
     }
 
     /// A device of a KVM machine.
@@ -180,13 +192,14 @@ impl Device {
         let interrupt = Arc::new(EventFdInterrupt::new().map_err(MachineError::host("make an interrupt"))?);
         let slot = machine.slots.take()?;
         machine.vm.irqfd(interrupt.event(), slot.gsi)?;
-        let device = Self::new(registry, description, space, interrupt)?;
+        let mut device = Self::new(registry, description, space, interrupt)?;
         let frontend = device.frontend();
         for (queue, spec) in (0..).zip(frontend.doorbells()) {
             machine.vm.queue_doorbell(spec.doorbell.event(), slot, queue)?;
         }
         let name = format!("{} {}", frontend.name(), slot.index);
         machine.mmio.insert(slot.address, REGION_SIZE, &name, Arc::new(Window(frontend)))?;
+        device.window = Some(name);
         Ok(device)
     }
 
@@ -230,6 +243,9 @@ impl Device {
             pipeline: self.description.to_string(),
             queues: self.registers.counters().into_iter().map(queue).collect(),
             stages: stages.controls::<StatsControl>().map(stage).collect(),
+            description: Some(self.description.clone()),
+            window: self.window.clone(),
+            guest: None,
         }
     }
 }

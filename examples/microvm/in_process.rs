@@ -1,6 +1,5 @@
 //! Without a guest: the same pipelines, driven by the `virtio-drivers` crate in this process through the same registers.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,9 +9,8 @@ use iovirt::describe::Description;
 use iovirt::registry::Registry;
 
 use crate::devices::{Device, DeviceError, DeviceReport};
+use crate::images::{self, Images};
 
-/// Size of the temporary image in bytes.
-const IMAGE: u64 = 256 << 20;
 /// How much of a disk is written and read back, in bytes.
 const SPAN: u64 = 16 << 20;
 /// Bytes of one request.
@@ -38,8 +36,6 @@ pub(crate) enum RunError {
     Image(#[from] std::io::Error),
     #[error("{0}")]
     Data(String),
-    #[error("a {0} needs a guest: without one only virtio-blk is driven")]
-    NeedsGuest(String),
 }
 
 /// What a pipeline was put through, and how it did.
@@ -51,17 +47,14 @@ pub(crate) struct Run {
     pub(crate) ran: Duration,
 }
 
-/// Writes, reads back and verifies through a pipeline. A file in it is replaced by a temporary image, so that nobody's data
-/// are written over.
+/// Writes, reads back and verifies through a pipeline. Files in it are replaced by temporary images, so that nobody's
+/// data are written over.
 pub(crate) fn run(registry: &Registry, description: &Description) -> Result<Run, RunError> {
-    let frontend = description.frontend.name();
-    if frontend != "virtio-blk" {
-        return Err(RunError::NeedsGuest(frontend.to_owned()));
-    }
-    let mut image = Image::new()?;
-    let description = image.in_place_of_files(description.clone());
+    let mut description = description.clone();
+    let images = Images::in_place_of_files(&mut description)?;
+    let image = images.of_whole_disk(&description);
     let interrupt = Arc::new(CountingInterrupt::new());
-    let device = Device::new(registry, description, Arena::get().space(), interrupt)?;
+    let device = Device::new(registry, description.clone(), Arena::get().space(), interrupt)?;
     let started = Instant::now();
     let mut driver = BlkDriver::connect(device.frontend(), Pump::threads(), FEATURES, BLOCK)?;
     let blocks = (driver.capacity() * 512).min(SPAN) / BLOCK as u64;
@@ -85,8 +78,10 @@ pub(crate) fn run(registry: &Registry, description: &Description) -> Result<Run,
         (false, true) => "written, flushed, read back and compared",
     };
     let mut checked = format!("{} MiB {done}", (blocks * BLOCK as u64) >> 20);
-    if image.used && keeps_data {
-        image.verify(blocks)?;
+    if let Some(image) = image.filter(|_| keeps_data) {
+        if let Some(block) = images::first_wrong(image, blocks, content)? {
+            return Err(RunError::Data(format!("block {block} of the image is not what was written")));
+        }
         checked.push_str("; the image on the host holds the same bytes");
     }
     Ok(Run { report, checked, ran })
@@ -139,46 +134,4 @@ fn content(block: u64) -> [u8; BLOCK] {
         word.copy_from_slice(&((block << 9 | at).wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
     }
     bytes
-}
-
-/// A temporary image, removed when it is dropped.
-struct Image {
-    path: PathBuf,
-    used: bool,
-}
-
-impl Image {
-    fn new() -> std::io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("iovirt-microvm-{}.img", std::process::id()));
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
-        let image = Self { path, used: false };
-        file.set_len(IMAGE)?;
-        Ok(image)
-    }
-
-    fn in_place_of_files(&mut self, mut description: Description) -> Description {
-        let stage = &mut description.below.backend.stage;
-        if stage.name() == "file" {
-            *stage = stage.clone().with("path", self.path.to_string_lossy()).with("readonly", "off");
-            self.used = true;
-        }
-        description
-    }
-
-    fn verify(&self, blocks: u64) -> Result<(), RunError> {
-        let bytes = std::fs::read(&self.path)?;
-        for (block, bytes) in (0..blocks).zip(bytes.chunks_exact(BLOCK)) {
-            if bytes != content(block) {
-                return Err(RunError::Data(format!("block {block} of the image is not what was written")));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        // What cannot be removed was never made.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }

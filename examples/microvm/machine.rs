@@ -73,6 +73,11 @@ impl Machine {
         Self::on(kvm, memory_size, vcpus)
     }
 
+    /// The same with one processor, also on a KVM that runs 32-bit code without paging only.
+    pub(crate) fn for_own_code(memory_size: u64) -> Result<Self, MachineError> {
+        Self::on(vm::open_kvm()?, memory_size, 1)
+    }
+
     /// A machine on a KVM that can run it.
     fn on(kvm: Kvm, memory_size: u64, vcpus: u32) -> Result<Self, MachineError> {
         // Every thread that starts from here on inherits this, workers of devices too, so that the signals reach the
@@ -126,13 +131,19 @@ impl Machine {
             .serve(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&self.control))
             .map_err(MachineError::host("start the console's thread"))?;
         let control = Arc::clone(&self.control);
-        let outcome = self.execute(entry, |signals| signals.wait_for_end(&control));
+        let outcome = self.execute(entry, |signals| signals.wait_for_end(&control, None));
         control.stop(Stop::Quit);
         // It waits for the control's event, so it has ended or is about to.
         let _ = console.join();
         serial.flush();
         drop(terminal);
         outcome
+    }
+
+    /// Runs what is in memory, from `entry` until it ends, which must be within `limit`. It has no console.
+    pub(crate) fn run_code(self, entry: Entry, limit: Duration) -> Result<Outcome, MachineError> {
+        let control = Arc::clone(&self.control);
+        self.execute(entry, |signals| signals.wait_for_end(&control, Some(limit)))
     }
 
     /// Runs what is in memory, from `entry` until `wait` returns, which it does when the machine is to stop.
@@ -206,13 +217,20 @@ impl EndingSignals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Returns when the machine is to stop; a signal makes it stop.
-    fn wait_for_end(&self, control: &Control) {
+    /// Returns when the machine is to stop; a signal makes it stop, and so does the end of the time, where it is limited.
+    fn wait_for_end(&self, control: &Control, limit: Option<Duration>) {
+        let started = Instant::now();
         while !control.stopping() {
+            let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
+            if left.is_some_and(|left| left.is_zero()) {
+                control.stop(Stop::Failed("the guest took too long, and was stopped".to_owned()));
+                return;
+            }
+            let timeout = left.map_or(-1, |left| left.as_millis().clamp(1, 1 << 30) as libc::c_int);
             let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
             let mut fds = [watch(self.0.as_raw_fd()), watch(control.as_raw_fd())];
             // SAFETY: the pointer and the count describe an array that lives until poll returns.
-            unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+            unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
             if let Some(signal) = self.take() {
                 control.stop(Stop::Signal(signal));
             }

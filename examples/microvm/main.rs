@@ -1,7 +1,7 @@
 //! A small KVM machine that boots Linux with virtual devices described on the command line.
 //!
-//! Without `--kernel`, or where `/dev/kvm` is missing or cannot run a 64-bit guest, the same pipelines are driven by the
-//! `virtio-drivers` crate in this process, through the same registers, on a temporary image.
+//! Without `--kernel` a small guest of its own drives them. Where `/dev/kvm` is missing, or cannot run the guest, the same
+//! pipelines are driven by the `virtio-drivers` crate in this process, through the same registers, on temporary images.
 //!
 //! ```text
 //! microvm --kernel bzImage --initrd initrd --device 'virtio-blk -> file,path=disk.img'
@@ -20,11 +20,14 @@ mod devices;
 mod entry;
 mod error;
 mod exits;
+mod guest;
+mod images;
 mod in_process;
 mod layout;
 mod machine;
 mod network;
 mod pci;
+mod picture;
 mod plot;
 mod power;
 mod probe;
@@ -52,8 +55,8 @@ use crate::machine::Machine;
 use crate::report::Report;
 use crate::schedule::Appointment;
 
-/// Boots Linux in a small KVM machine with virtual devices; without a kernel, or where KVM cannot run one, drives the same
-/// devices in this process.
+/// Boots Linux in a small KVM machine with virtual devices; without a kernel, a small guest of its own drives them; where KVM
+/// cannot run the guest, this process does.
 #[derive(Debug, Parser)]
 #[command(name = "microvm")]
 struct Options {
@@ -100,6 +103,12 @@ struct Options {
     list_stages: bool,
 }
 
+/// What to do next.
+const HINT: &str = "\
+Put other stages in between:  --device 'virtio-blk -> delay,time=2ms -> stats -> memory,size=64M'
+All stages and their options: --list-stages
+A real kernel on top:         --kernel bzImage --initrd initrd";
+
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -109,6 +118,8 @@ enum Failure {
     Device(#[from] devices::DeviceError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error(transparent)]
+    Guest(#[from] guest::GuestError),
     #[error("{pipeline}: {error}")]
     InProcess { pipeline: String, error: in_process::RunError },
 }
@@ -131,12 +142,19 @@ fn main() -> ExitCode {
     log_to_standard_error();
     match run(&options) {
         Ok(report) => {
-            // Standard output is the guest's console where there is a guest.
+            // Standard output is the console of a guest that has one.
             let text = if options.json { report.json() } else { report.text() };
-            if report.exits.is_some() {
+            if options.kernel.is_some() && report.exits.is_some() {
                 eprintln!("\n{text}")
             } else {
-                println!("{text}")
+                println!("{text}");
+                if options.devices.is_empty()
+                    && options.pci_devices.is_empty()
+                    && options.taps.is_empty()
+                    && !options.json
+                {
+                    println!("{HINT}");
+                }
             }
             match options.plot.as_ref().map(|path| (path, std::fs::write(path, plot::svg(&report)))) {
                 Some((path, Err(error))) => {
@@ -164,7 +182,7 @@ fn run(options: &Options) -> Result<Report, Failure> {
     let taps = options.taps.iter().map(|name| network::on_tap(&registry, name));
     let descriptions = mmio.chain(pci).map(parse).chain(taps).collect::<Result<Vec<_>, _>>()?;
     let Some(kernel) = &options.kernel else {
-        return run_in_process(&registry, descriptions, "no --kernel was given");
+        return run_built_in(&registry, descriptions, options.memory);
     };
     // Before anything else, so that a wrong path is told also where there is no KVM.
     let readable = std::fs::File::open(kernel);
@@ -204,12 +222,46 @@ fn run_guest(
     })
 }
 
+/// Without a kernel: the built-in guest, or where it cannot run, the in-process driver.
+fn run_built_in(
+    registry: &Registry,
+    mut descriptions: Vec<(Place, Description)>,
+    memory: u64,
+) -> Result<Report, Failure> {
+    if descriptions.is_empty() {
+        for text in guest::DEFAULT_PIPELINES {
+            let default = registry.parse(text);
+            let default = default.map_err(|error| Failure::Description { text: text.to_owned(), error })?;
+            descriptions.push((Place::Mmio, default));
+        }
+    }
+    let ran = match Machine::for_own_code(memory) {
+        Ok(machine) => guest::run(registry, descriptions.clone(), machine),
+        Err(error @ MachineError::MemoryTooSmall(_)) => Err(error.into()),
+        Err(error) => Err(guest::GuestError::CannotRun(error.to_string())),
+    };
+    match ran {
+        Err(error @ guest::GuestError::CannotRun(_)) => {
+            run_in_process(registry, descriptions, &error.to_string())
+        }
+        Err(guest::GuestError::Attach(error)) => Err(error.into()),
+        ran => Ok(ran?),
+    }
+}
+
 fn run_in_process(
     registry: &Registry,
     mut descriptions: Vec<(Place, Description)>,
     reason: &str,
 ) -> Result<Report, Failure> {
     eprintln!("microvm: {reason}: the in-process driver takes the guest's place, on a temporary image");
+    descriptions.retain(|(_, description)| {
+        let disk = description.frontend.name() == "virtio-blk";
+        if !disk {
+            eprintln!("microvm: {description}: left out, the in-process driver is one for disks only");
+        }
+        disk
+    });
     if descriptions.is_empty() {
         let text = in_process::DEFAULT_PIPELINE.to_owned();
         let default = registry.parse(&text).map_err(|error| Failure::Description { text, error })?;

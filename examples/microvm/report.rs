@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::devices::{DeviceReport, StageReport};
 use crate::exits::ExitReport;
+use crate::picture;
 
 /// What a run was like.
 #[derive(Debug, Serialize)]
@@ -35,7 +36,10 @@ impl Report {
     pub(crate) fn text(&self) -> String {
         let mut text = format!("{} after {:.2} s ({})\n", self.end, self.seconds, self.driven_by);
         for device in &self.devices {
-            text.push_str(&device_text(device));
+            text.push_str(&match &device.guest {
+                Some(guest) => picture::of(device, guest, self.exits.as_ref()),
+                None => device_text(device),
+            });
         }
         if let Some(exits) = &self.exits {
             let requests = self.devices.iter().map(|device| device.totals()[0]).sum();
@@ -124,12 +128,12 @@ fn exits_text(exits: &ExitReport, requests: u64) -> String {
     text
 }
 
-fn per(count: u64, requests: u64) -> String {
+pub(crate) fn per(count: u64, requests: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     if requests == 0 { "-".to_owned() } else { format!("{:.3}", count as f64 / requests as f64) }
 }
 
-fn time(time: Duration) -> String {
+pub(crate) fn time(time: Duration) -> String {
     let nanos = time.as_nanos();
     match nanos {
         0..10_000 => format!("{nanos} ns"),
@@ -138,7 +142,7 @@ fn time(time: Duration) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..10_240 => format!("{bytes} B"),
         10_240..10_485_760 => format!("{} KiB", bytes >> 10),
@@ -165,6 +169,9 @@ mod tests {
             pipeline: "virtio-blk -> null".to_owned(),
             queues: vec![queue],
             stages: Vec::new(),
+            description: None,
+            window: None,
+            guest: None,
         };
         let end = "the guest ended with code 3".to_owned();
         Report { driven_by: "kvm", end, code: 3, seconds: 1.5, devices: vec![device], exits: Some(exits) }

@@ -1,7 +1,7 @@
 //! Keeping the host's log readable: a guest can make a device complain as often as it likes, so whoever complains about
 //! what a guest, a file or a peer did asks a [`LogLimiter`] first.
 
-use std::sync::{Mutex, PoisonError};
+use crate::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Lets through at most so many lines per interval, and counts the rest.

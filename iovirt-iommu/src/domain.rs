@@ -5,7 +5,7 @@ use iovirt_core::Time;
 use iovirt_core::dma::{
     Access, DmaFault, InvalidateStatus, InvalidateTicket, IovaRange, PinBoard, Translation,
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// An I/O address space: ranges of I/O virtual addresses, each with where it lies in guest physical memory and what a
 /// device may do there. Any number of [`Endpoint`](crate::Endpoint)s share it.

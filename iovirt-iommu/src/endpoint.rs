@@ -6,7 +6,7 @@ use arc_swap::ArcSwapOption;
 use iovirt_core::dma::{
     Access, DmaFault, FaultReason, InvalidateTicket, IovaRange, PinBoard, Translate, Translation,
 };
-use std::sync::{Arc, Mutex, PoisonError};
+use iovirt_core::sync::{Arc, Mutex, PoisonError};
 
 /// A device as the IOMMU knows it: its number, the domain it is attached to, its pins, and where its faults go. Give it to
 /// the device's memory by [`DmaSpace::with_translate`](iovirt_core::dma::DmaSpace::with_translate).

@@ -1,9 +1,9 @@
 //! Accesses that were refused.
 
 use iovirt_core::dma::DmaFault;
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A device's number, which its faults carry: of a PCI device its requester id, of a virtio-iommu its endpoint id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -61,9 +61,24 @@ impl Rig {
         Self::new_in(Arena::get().space(), config, stack)
     }
 
+    /// The same, on a worker whose every run is one round over its lanes.
+    pub(crate) fn one_round(config: BlkConfig, stack: BoxBackend<BlockRequest>) -> Self {
+        let worker = WorkerConfig { rounds: 1, ..WorkerConfig::default() };
+        Self::on(worker, Arena::get().space(), config, stack)
+    }
+
     /// The same, in that memory.
     pub(crate) fn new_in(space: &DmaSpace, config: BlkConfig, stack: BoxBackend<BlockRequest>) -> Self {
-        let worker = Worker::new(WorkerConfig::default()).expect("a worker");
+        Self::on(WorkerConfig::default(), space, config, stack)
+    }
+
+    fn on(
+        worker: WorkerConfig,
+        space: &DmaSpace,
+        config: BlkConfig,
+        stack: BoxBackend<BlockRequest>,
+    ) -> Self {
+        let worker = Worker::new(worker).expect("a worker");
         let (device, interrupts) = disk_in(space, config, stack, &[worker.handle()]);
         Self { worker: Rc::new(RefCell::new(worker)), device, interrupts }
     }

@@ -1,8 +1,8 @@
 //! Level-triggered interrupt lines that several functions share (section 2.2.6).
 
 use iovirt_core::irq::InterruptLine;
+use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// A line that is asserted while at least one of its inputs is.
 #[derive(Clone, Debug)]

@@ -2,10 +2,10 @@
 
 use super::{Bar, ConfigSpace, PciError};
 use iovirt_core::irq::{MsiMessage, MsiSink};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const CAPABILITY_ID: u8 = 0x11;
 const LARGEST: usize = 2048;

@@ -6,10 +6,10 @@ use iovirt_core::dma::DmaView;
 use iovirt_core::log::LogLimiter;
 use iovirt_core::pipeline::{BoxBackend, Event, EventListener, Stages};
 use iovirt_core::state::{StageStates, StateError};
+use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use iovirt_core::worker::{Turn, WorkerContext};
 use iovirt_core::{Backend, BackendError, Mode, Request};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// A virtio device without its transport: features, configuration space, and queues to be opened.
 ///

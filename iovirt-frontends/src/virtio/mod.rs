@@ -9,6 +9,7 @@
 //!                             split ring
 //! ```
 
+mod again;
 pub mod blk;
 mod device;
 mod lane;

@@ -4,6 +4,7 @@ use super::seat::Seat;
 use crate::{Sfq, SfqConfig};
 use iovirt_core::request::{Cost, Depth, Tag};
 use iovirt_core::scheduler::{FlowId, Grant, IoScheduler, Weight};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use iovirt_core::worker::LaneWaker;
 use iovirt_core::{BackendError, Time};
 use std::collections::BTreeMap;
@@ -11,7 +12,6 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Pipelines that share something, and the scheduler that says who goes next.
 pub struct Group {

@@ -1,5 +1,6 @@
 # The host's end of a network case, in a network namespace of its own: a tap between our VMM and this script. Sourced
 # by the script of the case, which says what happens on it. What is to be checked afterwards goes to host.txt.
+[ -n "$INSIDE" ] || INSIDE=yes exec unshare -n sh ./run.sh
 ours=10.61.0.1
 theirs=10.61.0.2
 
@@ -7,9 +8,9 @@ say() {
 	echo "$*" >>host.txt
 }
 
-# Starts the machine; its console and its complaints are those of this script.
+# Starts the machine; its console and its complaints are where those of this script are.
 start_vmm() {
-	sh ./vmm.sh &
+	guest &
 	vmm=$!
 }
 

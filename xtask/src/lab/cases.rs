@@ -1,6 +1,7 @@
 //! The cases: what a guest does with which devices, and what must be true afterwards. One file each, or for each family; a
 //! new one is a file here, its script in `xtask/lab/guest/`, and a line in [`ALL`].
 
+mod builtin;
 mod discard;
 mod exit_code;
 mod net;
@@ -21,7 +22,8 @@ use crate::lab::kernel::Series;
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 14] = [
+pub(crate) const ALL: [&Case; 15] = [
+    &builtin::CASE,
     &exit_code::CASE,
     &rootfs::CASE,
     &discard::CASE,
@@ -38,6 +40,15 @@ pub(crate) const ALL: [&Case; 14] = [
     &net::GIB,
 ];
 
+/// What a case's machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Boots {
+    /// Debian's kernel, with the case's script.
+    Linux,
+    /// The guest that is built into our VMM.
+    OwnGuest,
+}
+
 /// A case. Files are named relative to the case's own folder.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -45,6 +56,8 @@ pub(crate) struct Case {
     pub name: &'static str,
     /// One line about it.
     pub about: &'static str,
+    /// What runs in the machine.
+    pub boots: Boots,
     /// How many processors the guest has.
     pub processors: u32,
     /// The device that holds the guest's root file system, if not the RAM disk.
@@ -53,8 +66,8 @@ pub(crate) struct Case {
     pub devices: &'static [&'static str],
     /// Those of them that are on the PCI bus.
     pub pci_devices: &'static [&'static str],
-    /// What the lab machine does around our VMM, as a shell script in a network namespace of its own; it starts
-    /// `vmm.sh`. Without one, our VMM just runs. Such a case cannot run on QEMU's own devices.
+    /// What the lab machine does in place of just running our VMM, which is `guest` in this shell script, to be run in the
+    /// background. Such a case has no reference.
     pub host: Option<&'static str>,
     /// It takes so long that it runs only if it is named.
     pub only_by_name: bool,
@@ -87,7 +100,10 @@ pub(crate) struct Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{}-{}", self.case.name, self.kernel.name()))
+        match self.case.boots {
+            Boots::Linux => f.pad(&format!("{}-{}", self.case.name, self.kernel.name())),
+            Boots::OwnGuest => f.pad(self.case.name),
+        }
     }
 }
 
@@ -95,6 +111,7 @@ impl fmt::Display for Run {
 pub(crate) const BLANK: Case = Case {
     name: "",
     about: "",
+    boots: Boots::Linux,
     processors: 1,
     root: None,
     devices: &[],

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result, read, write};
-use crate::lab::cases::{Case, Outcome, Run};
+use crate::lab::cases::{Boots, Case, Outcome, Run};
 use crate::lab::filesystem;
 use crate::lab::machine::{Machine, Screen};
 use crate::lab::work::Work;
@@ -95,6 +95,8 @@ fn judge(run: Run, work: &Work) -> Verdict {
     };
     let mut console = log("console.log");
     let errors = log("errors.log");
+    // A guest without a console leaves the VMM's report there.
+    let report = if run.case.boots == Boots::OwnGuest { console.clone() } else { String::new() };
     if !errors.trim().is_empty() {
         console.push_str("\n--- what the VMM said\n");
         console.push_str(&errors);
@@ -102,7 +104,7 @@ fn judge(run: Run, work: &Work) -> Verdict {
     let verdict = code(&outcome.after, run.case).and_then(|()| (run.case.check)(&outcome));
     println!("case {run:<16} {}", if verdict.is_ok() { "ok" } else { "FAILED" });
     // Doorbells and interrupts per request, as the VMM counted them under this guest's own driver.
-    for line in errors.lines().filter(|line| line.contains(" per request")) {
+    for line in errors.lines().chain(report.lines()).filter(|line| line.contains(" per request")) {
         println!("  {}", line.trim());
     }
     Verdict { run, outcome: verdict, console }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Result, copy, write};
 use crate::lab::Options;
-use crate::lab::cases::{Case, Run};
+use crate::lab::cases::{Boots, Case, Run};
 use crate::lab::filesystem;
 use crate::lab::kernel::Series;
 use crate::lab::machine::{empty_folder, folder};
@@ -86,15 +86,7 @@ impl Work {
         let folder = self.before(run);
         fs::create_dir_all(&folder).context(folder.display())?;
         (run.case.prepare)(&self.parts, &folder).context(format_args!("preparing {run}"))?;
-        let vmm = vmm_script(run.case, run.kernel);
-        let Some(host) = run.case.host else {
-            return write(&folder.join("run.sh"), vmm);
-        };
-        // What ends a script at its limit leaves its children alone, so our VMM has that limit itself.
-        let vmm = vmm.replacen("exec ", &format!("exec timeout -s KILL {} ", run.case.limit), 1);
-        write(&folder.join("vmm.sh"), vmm)?;
-        write(&folder.join("host.sh"), host)?;
-        write(&folder.join("run.sh"), "exec unshare -n sh ./host.sh\n")
+        write(&folder.join("run.sh"), run_script(run.case, run.kernel))
     }
 
     /// The folder of a run as it was made.
@@ -112,15 +104,14 @@ impl Work {
 }
 
 /// The command line of our VMM for a case, as a shell script that runs in the case's folder.
-fn vmm_script(case: &Case, kernel: Series) -> String {
-    let folder = format!("/lab/kernels/{}", kernel.name());
-    let mut words: Vec<String> = vec![
-        "--kernel".into(),
-        format!("{folder}/bzImage"),
-        "--initrd".into(),
-        format!("{folder}/guest.cpio"),
-    ];
-    words.extend(["--cmdline".to_owned(), case.words()]);
+fn run_script(case: &Case, kernel: Series) -> String {
+    let mut words = Vec::new();
+    if case.boots == Boots::Linux {
+        let folder = format!("/lab/kernels/{}", kernel.name());
+        words.extend(["--kernel".to_owned(), format!("{folder}/bzImage")]);
+        words.extend(["--initrd".to_owned(), format!("{folder}/guest.cpio")]);
+        words.extend(["--cmdline".to_owned(), case.words()]);
+    }
     words.extend(["--memory", "256M", "--vcpus"].map(str::to_owned));
     words.push(case.processors.to_string());
     for device in case.devices {
@@ -130,7 +121,11 @@ fn vmm_script(case: &Case, kernel: Series) -> String {
         words.extend(["--pci-device".to_owned(), (*device).to_owned()]);
     }
     words.extend(case.options.iter().map(|word| (*word).to_owned()));
-    format!("exec /lab/bin/microvm {}\n", quoted(&words))
+    let vmm = quoted(&words);
+    let Some(script) = case.host else { return format!("exec /lab/bin/microvm {vmm}\n") };
+    // Whatever becomes of the script, no VMM outlives the case.
+    let limit = format!("exec timeout -s KILL {}", case.limit);
+    format!("guest() {{\n\t{limit} /lab/bin/microvm {vmm} \"$@\"\n}}\n{script}")
 }
 
 /// Words as a shell takes them apart again.
@@ -163,9 +158,10 @@ mod tests {
     #[test]
     fn the_script_of_a_case_names_its_devices() {
         let case = Case { name: "x", devices: &["virtio-blk -> null,size=1M"], ..crate::lab::cases::BLANK };
-        let script = vmm_script(&case, Series::V6_12);
+        let script = run_script(&case, Series::V6_12);
         assert!(script.contains("--kernel /lab/kernels/6.12/bzImage"));
         assert!(script.contains("--device 'virtio-blk -> null,size=1M'"));
         assert!(script.contains("'console=ttyS0 quiet panic=-1 lab.case=x'"));
+        assert!(!run_script(&Case { boots: Boots::OwnGuest, ..case }, Series::V6_1).contains("--kernel"));
     }
 }

@@ -5,11 +5,11 @@ use super::parent::{Parent, Step, cover, head, hold, tail};
 use iovirt_core::dma::{DmaError, SgLimits, SgList, SgPool};
 use iovirt_core::request::block::{BlockCaps, BlockError, BlockFlags, BlockOp, BlockOutput, BlockRequest};
 use iovirt_core::stage::{Hold, Parked, RangeLocks, RangeTicket, SlotTable};
+use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use iovirt_core::worker::LaneWaker;
 use iovirt_core::{Backend, Completion, Completions, Depth, Mode, Queue, Request, Tag, WorkerContext};
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// The data plane of the `align` stage on one worker.
 ///

@@ -4,9 +4,9 @@ use super::config::FileAccess;
 use super::disk::Disk;
 use super::probe;
 use iovirt_core::pipeline::Event;
+use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use iovirt_core::{BackendError, BackendErrorKind};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Changes a [`FileBackend`](super::FileBackend) while it runs; found in a pipeline by the name `file`.
 #[derive(Debug)]

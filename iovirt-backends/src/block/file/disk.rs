@@ -10,11 +10,11 @@ use iovirt_core::pipeline::{Event, Listeners};
 use iovirt_core::request::block::{
     BlockCaps, BlockError, BlockOp, BlockOutput, DiscardLimits, Durability, SECTOR, WriteZeroesLimits,
 };
+use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Longest range of one discard or write-zeroes in bytes.
 const MAX_RANGE: u64 = 1 << 30;

@@ -1,9 +1,9 @@
 //! The control handle: the predicate, and what it said.
 
 use super::Drops;
+use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Which way a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use super::histogram::Latency;
 use super::shard::Shard;
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Reads the counters of a [`Stats`](super::Stats) stage, from any thread.
 pub struct StatsControl {

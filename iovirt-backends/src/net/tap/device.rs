@@ -5,11 +5,11 @@ use super::sys::{self, Attachment, Queues};
 use iovirt_core::BackendError;
 use iovirt_core::pipeline::{Event, Listeners};
 use iovirt_core::request::net::{Link, MacAddr, NetCaps};
+use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// The tap, open once for each pair.
 #[derive(Debug)]

@@ -32,14 +32,12 @@ mod broken;
 pub mod device;
 mod ops;
 mod slow;
-mod slow_net;
 #[cfg(test)]
 mod tests;
 mod world;
 
 pub use ops::Operation;
-pub use slow::{SlowDisk, SlowHandle};
-pub use slow_net::{SlowNet, SlowNetHandle};
+pub use slow::{Slow, SlowDisk, SlowDiskHandle, SlowHandle, SlowNet, SlowNetHandle, SlowQueue};
 
 use super::rng::{ROUNDS_VARIABLE, Seed};
 use crate::pipeline::BoxBackend;

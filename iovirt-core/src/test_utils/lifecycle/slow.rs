@@ -1,9 +1,10 @@
-//! A disk whose requests take their time, by seed, and that stalls by command.
+//! A back-end whose requests take their time, by seed, and that stalls by command.
 
 use crate::backend::{Backend, Mode, Queue};
 use crate::error::BackendError;
 use crate::pipeline::{BoxBackend, BoxQueue, Event, EventListener, Listeners, Stages};
 use crate::request::block::{BlockCaps, BlockRequest};
+use crate::request::net::{Link, NetCaps, NetRequest};
 use crate::request::{Completions, Depth, Request};
 use crate::state::{StageStates, StateError};
 use crate::test_utils::rng::Rng;
@@ -12,35 +13,61 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Stands above a disk and lets each request through when its time has come. Unlike a stage it does not hurry when it drains,
-/// as a disk does not: it is one for what is above.
-pub struct SlowDisk {
-    below: BoxBackend<BlockRequest>,
-    shared: Arc<Shared>,
+/// Stands above a back-end and lets each request through when its time has come; in order, where the family keeps one, and
+/// tokens at once. Unlike a stage it does not hurry when it drains, as a back-end does not: it is one for what is above.
+pub struct Slow<R: Request> {
+    below: BoxBackend<R>,
+    shared: Arc<Shared<R>>,
+}
+
+/// A slow disk.
+pub type SlowDisk = Slow<BlockRequest>;
+/// A slow network.
+pub type SlowNet = Slow<NetRequest>;
+
+/// The test's end of a [`Slow`].
+pub struct SlowHandle<R: Request> {
+    shared: Arc<Shared<R>>,
 }
 
 /// The test's end of a [`SlowDisk`].
-#[derive(Clone)]
-pub struct SlowHandle {
-    shared: Arc<Shared>,
+pub type SlowDiskHandle = SlowHandle<BlockRequest>;
+/// The test's end of a [`SlowNet`].
+pub type SlowNetHandle = SlowHandle<NetRequest>;
+
+impl<R: Request> Clone for SlowHandle<R> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct Shared<R: Request> {
+    state: Mutex<State<R>>,
     listeners: Listeners,
 }
 
-struct State {
+/// What is told of what is below.
+type Told<R> = Box<dyn Fn(&<R as Request>::Caps) -> <R as Request>::Caps + Send>;
+
+struct State<R: Request> {
     rng: Rng,
     longest: Duration,
     stalled: bool,
-    capacity: u64,
+    told: Told<R>,
     wakers: Vec<LaneWaker>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<R: Request> Shared<R> {
+    fn lock(&self) -> MutexGuard<'_, State<R>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: Request> Slow<R> {
+    fn above(below: BoxBackend<R>, longest: Duration, seed: u64, told: Told<R>) -> (Self, SlowHandle<R>) {
+        let state = State { rng: Rng::new(seed), longest, stalled: false, told, wakers: Vec::new() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), listeners: Listeners::default() });
+        (Self { below, shared: shared.clone() }, SlowHandle { shared })
     }
 }
 
@@ -51,14 +78,27 @@ impl SlowDisk {
         capacity: u64,
         longest: Duration,
         seed: u64,
-    ) -> (Self, SlowHandle) {
-        let state = State { rng: Rng::new(seed), longest, stalled: false, capacity, wakers: Vec::new() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), listeners: Listeners::default() });
-        (Self { below, shared: shared.clone() }, SlowHandle { shared })
+    ) -> (Self, SlowDiskHandle) {
+        Self::above(below, longest, seed, of_capacity(capacity))
     }
 }
 
-impl SlowHandle {
+impl SlowNet {
+    /// A network above `below` that takes up to `longest` for a frame.
+    pub fn new(below: BoxBackend<NetRequest>, longest: Duration, seed: u64) -> (Self, SlowNetHandle) {
+        Self::above(below, longest, seed, with_link(Link::Up))
+    }
+}
+
+fn of_capacity(capacity: u64) -> Told<BlockRequest> {
+    Box::new(move |below| BlockCaps { capacity: capacity.min(below.capacity), ..below.clone() })
+}
+
+fn with_link(link: Link) -> Told<NetRequest> {
+    Box::new(move |below| NetCaps { link, ..below.clone() })
+}
+
+impl<R: Request> SlowHandle<R> {
     /// From now on no request is let through.
     pub fn stall(&self) {
         self.shared.lock().stalled = true;
@@ -74,23 +114,35 @@ impl SlowHandle {
         wakers.iter().for_each(LaneWaker::wake);
     }
 
-    /// Changes the capacity in bytes, within what is below, and announces it.
-    pub fn resize(&self, capacity: u64) {
-        self.shared.lock().capacity = capacity;
-        self.shared.listeners.announce(Event::Resized);
+    fn tell(&self, told: Told<R>, event: Event) {
+        self.shared.lock().told = told;
+        self.shared.listeners.announce(event);
     }
 }
 
-impl Backend<BlockRequest> for SlowDisk {
-    type Queue = SlowQueue;
+impl SlowDiskHandle {
+    /// Changes the capacity in bytes, within what is below, and announces it.
+    pub fn resize(&self, capacity: u64) {
+        self.tell(of_capacity(capacity), Event::Resized);
+    }
+}
 
-    fn caps(&self) -> Arc<BlockCaps> {
+impl SlowNetHandle {
+    /// Changes the link that the network tells, and announces it; frames flow all the same.
+    pub fn set_link(&self, link: Link) {
+        self.tell(with_link(link), Event::CapsChanged);
+    }
+}
+
+impl<R: Request> Backend<R> for Slow<R> {
+    type Queue = SlowQueue<R>;
+
+    fn caps(&self) -> Arc<R::Caps> {
         let below = self.below.caps();
-        let capacity = self.shared.lock().capacity.min(below.capacity);
-        Arc::new(BlockCaps { capacity, ..(*below).clone() })
+        Arc::new((self.shared.lock().told)(&below))
     }
 
-    fn open(&self, cx: &mut WorkerContext<'_>, depth: Depth) -> Result<SlowQueue, BackendError> {
+    fn open(&self, cx: &mut WorkerContext<'_>, depth: Depth) -> Result<SlowQueue<R>, BackendError> {
         let below = self.below.open(cx, depth)?;
         self.shared.lock().wakers.push(cx.waker());
         Ok(SlowQueue { below, shared: self.shared.clone(), waiting: Vec::with_capacity(depth.get()) })
@@ -115,14 +167,15 @@ impl Backend<BlockRequest> for SlowDisk {
     }
 }
 
-/// The data plane of a [`SlowDisk`].
-pub struct SlowQueue {
-    below: BoxQueue<BlockRequest>,
-    shared: Arc<Shared>,
-    waiting: Vec<(Time, BlockRequest)>,
+/// The data plane of a [`Slow`].
+pub struct SlowQueue<R: Request> {
+    below: BoxQueue<R>,
+    shared: Arc<Shared<R>>,
+    /// As they came.
+    waiting: Vec<(Time, R)>,
 }
 
-impl SlowQueue {
+impl<R: Request> SlowQueue<R> {
     /// Lets through whose time has come; whether there was any.
     fn let_through(&mut self, cx: &mut WorkerContext<'_>) -> bool {
         if self.waiting.is_empty() || self.shared.lock().stalled {
@@ -147,8 +200,12 @@ impl SlowQueue {
     }
 }
 
-impl Queue<BlockRequest> for SlowQueue {
-    fn submit(&mut self, cx: &mut WorkerContext<'_>, request: BlockRequest) {
+impl<R: Request> Queue<R> for SlowQueue<R> {
+    fn submit(&mut self, cx: &mut WorkerContext<'_>, request: R) {
+        if request.is_token() {
+            self.below.submit(cx, request);
+            return;
+        }
         let delay = {
             let mut state = self.shared.lock();
             let longest = state.longest.as_nanos() as u64;
@@ -157,7 +214,11 @@ impl Queue<BlockRequest> for SlowQueue {
         };
         let known = self.waiting.iter().any(|(_, waiting)| waiting.tag() == request.tag());
         assert!(!known, "tag {:?} is used twice", request.tag());
-        self.waiting.push((cx.now() + Duration::from_nanos(delay), request));
+        let mut due = cx.now() + Duration::from_nanos(delay);
+        if R::IN_ORDER {
+            due = self.waiting.last().map_or(due, |(last, _)| due.max(*last));
+        }
+        self.waiting.push((due, request));
     }
 
     fn kick(&mut self, cx: &mut WorkerContext<'_>) {
@@ -165,7 +226,7 @@ impl Queue<BlockRequest> for SlowQueue {
         self.below.kick(cx);
     }
 
-    fn poll(&mut self, cx: &mut WorkerContext<'_>, done: &mut Completions<BlockRequest>) {
+    fn poll(&mut self, cx: &mut WorkerContext<'_>, done: &mut Completions<R>) {
         if self.let_through(cx) {
             self.below.kick(cx);
         }
@@ -192,19 +253,19 @@ impl Queue<BlockRequest> for SlowQueue {
     }
 }
 
-impl fmt::Debug for SlowDisk {
+impl<R: Request> fmt::Debug for Slow<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SlowDisk").field("below", &self.below).finish_non_exhaustive()
+        f.debug_struct("Slow").field("below", &self.below).finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for SlowHandle {
+impl<R: Request> fmt::Debug for SlowHandle<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SlowHandle").field("stalled", &self.shared.lock().stalled).finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for SlowQueue {
+impl<R: Request> fmt::Debug for SlowQueue<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SlowQueue").field("waiting", &self.waiting.len()).finish_non_exhaustive()
     }

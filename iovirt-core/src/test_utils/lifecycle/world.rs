@@ -1,6 +1,6 @@
 //! The simulated world: lanes, their load, the clock, and who takes the next step.
 
-use super::{Case, Run, SlowDisk, SlowHandle, Stack, fold};
+use super::{Case, Run, SlowDisk, SlowDiskHandle, Stack, fold};
 use crate::backend::{Backend, Mode, Queue};
 use crate::pipeline::{BoxBackend, Event, EventListener};
 use crate::request::block::BlockOutput;
@@ -38,7 +38,7 @@ pub(super) struct World<'a> {
     pub(super) rng: Rng,
     pub(super) clock: VirtualClock,
     pub(super) disk: Stack,
-    pub(super) slow: SlowHandle,
+    pub(super) slow: SlowDiskHandle,
     pub(super) stack: Option<Stack>,
     pub(super) lanes: Vec<Lane>,
     pub(super) heard: Arc<Heard>,
@@ -309,7 +309,7 @@ impl<'a> World<'a> {
     }
 }
 
-fn slow_disk(disk: &Stack, capacity: u64, rng: &mut Rng) -> (Stack, SlowHandle) {
+fn slow_disk(disk: &Stack, capacity: u64, rng: &mut Rng) -> (Stack, SlowDiskHandle) {
     let (slow, handle) = SlowDisk::new(disk.clone(), capacity, LONGEST, rng.next_u64());
     (BoxBackend::new(slow), handle)
 }

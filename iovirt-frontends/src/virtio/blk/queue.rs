@@ -2,6 +2,7 @@
 
 use super::config::F_FLUSH;
 use super::request::{self, Parsed};
+use crate::virtio::again::take_again;
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
@@ -330,15 +331,8 @@ impl QueueWork for BlkQueue {
     ) -> Result<(), QueueError> {
         let fua = self.shared.force_fua.load(Ordering::Relaxed);
         for &head in heads {
-            let Some((tag, sg)) = self.client.begin() else {
-                return Err(QueueError::TooManyInFlight);
-            };
-            let head = Head::from_saved(head);
-            if let Err(error) = ring.reread(head, &mut self.chain) {
-                self.client.abandon(tag, sg);
-                return Err(error.into());
-            }
-            self.start(cx, ring, (head, tag, sg), fua)?;
+            let taken = take_again(&mut self.client, ring, &mut self.chain, head)?;
+            self.start(cx, ring, taken, fua)?;
         }
         self.client.kick(cx);
         Ok(())

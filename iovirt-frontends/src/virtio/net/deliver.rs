@@ -32,7 +32,7 @@ pub(super) struct Deliverer {
     /// The buffers of the frame at hand; grows to what one frame needs.
     chains: Vec<Chain>,
     heads: Vec<Head>,
-    /// Buffers returned since they were last asked for.
+    /// Chains returned since they were asked for.
     returned: u64,
     received: Tally,
     filtered: Tally,
@@ -65,7 +65,7 @@ impl Deliverer {
         self.no_fit.add_to(&counters.no_fit);
     }
 
-    /// How many buffers went back to the guest since the last call.
+    /// How many chains were returned since the last call.
     pub(super) fn take_returned(&mut self) -> u64 {
         std::mem::take(&mut self.returned)
     }

@@ -1,9 +1,9 @@
 //! The receive mode as a filter of frames (VIRTIO 1.2, sections 5.1.6.5.1 and 5.1.6.5.2).
 
 use iovirt_core::request::net::MacAddr;
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most addresses of each table; a driver that sets more gets everything of that sort.
 pub(super) const TABLE_LEN: usize = 64;

@@ -203,10 +203,7 @@ impl QueueWork for ReceiveQueue {
         for _ in 0..TURN_ROUNDS {
             let result = self.round(cx, ring);
             self.deliverer.report(&self.shared.counters);
-            match self.deliverer.take_returned() {
-                0 => {}
-                chains => ring.count_chains(chains),
-            }
+            ring.count_chains(self.deliverer.take_returned());
             ring.publish();
             let home = result?;
             if !self.waiting.is_empty() {

@@ -3,6 +3,7 @@
 use super::counters::Tally;
 use super::device::NetShared;
 use super::packet::take_frame;
+use crate::virtio::again::take_again;
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
@@ -182,14 +183,7 @@ impl QueueWork for TransmitQueue {
         heads: &[u16],
     ) -> Result<(), QueueError> {
         for &head in heads {
-            let Some((tag, sg)) = self.client.begin() else {
-                return Err(QueueError::TooManyInFlight);
-            };
-            let head = Head::from_saved(head);
-            if let Err(error) = ring.reread(head, &mut self.chain) {
-                self.client.abandon(tag, sg);
-                return Err(error.into());
-            }
+            let (head, tag, sg) = take_again(&mut self.client, ring, &mut self.chain, head)?;
             self.start(cx, ring, head, (tag, sg));
         }
         self.client.kick(cx);

@@ -9,8 +9,8 @@ use iovirt_core::dma::DmaSpace;
 use iovirt_core::doorbell::Doorbell;
 use iovirt_core::frontend::{Access, Completer, Ticket};
 use iovirt_core::state::{SavedState, StageStates, StateError};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 
 /// Why a device could not be put behind its transport.

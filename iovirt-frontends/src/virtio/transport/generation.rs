@@ -1,8 +1,8 @@
 //! The configuration space's generation (VIRTIO 1.2, section 2.5.1).
 
 use super::common::Common;
+use iovirt_core::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// As much of the configuration space as the generation covers: no device class has more.
 const CONFIG_LEN: usize = 256;

@@ -29,7 +29,7 @@ mod world;
 
 pub use watch::{Watch, WatchHandle};
 
-use super::{Failure, Run, SlowHandle, SlowNetHandle, guarded};
+use super::{Failure, Run, SlowDiskHandle, SlowNetHandle, guarded};
 use crate::WorkerHandle;
 use crate::dma::DmaSpace;
 use crate::frontend::{Frontend, Ticket};
@@ -82,7 +82,7 @@ pub trait Brake {
     fn change(&self, to: u64);
 }
 
-impl Brake for (SlowHandle, u64) {
+impl Brake for (SlowDiskHandle, u64) {
     fn stall(&self) {
         self.0.stall();
     }

@@ -4,8 +4,8 @@ use super::registers::{INT_CONFIG, INT_USED, NO_VECTOR};
 use crate::pci::{LineInput, Msix};
 use crate::virtio::transport::generation::Generation;
 use crate::virtio::{ConfigListener, VirtioNotify};
+use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What workers and vCPUs share. With MSI-X an interrupt takes its vector's lock; without, the lock of the line.
 #[derive(Debug)]

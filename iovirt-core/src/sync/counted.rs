@@ -1,0 +1,75 @@
+//! Counts the locks that a thread takes.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+thread_local! {
+    /// How often this thread took each lock, by the lock's address, while somebody counts.
+    static TAKEN: RefCell<Option<BTreeMap<usize, u64>>> = const { RefCell::new(None) };
+}
+
+/// Locks that a thread took while it was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LockCount {
+    /// How often a lock was taken.
+    pub total: u64,
+    /// How often the one lock was taken that was taken most.
+    pub most: u64,
+}
+
+/// Runs `work` and counts the mutexes of [`sync`](crate::sync) that this thread takes in it. Without debug assertions nothing
+/// is counted.
+pub fn count_locks(work: impl FnOnce()) -> LockCount {
+    TAKEN.set(Some(BTreeMap::new()));
+    work();
+    let taken = TAKEN.take().unwrap_or_default();
+    LockCount { total: taken.values().sum(), most: taken.values().copied().max().unwrap_or(0) }
+}
+
+/// A mutex that counts.
+#[cfg(debug_assertions)]
+#[derive(Debug, Default)]
+pub struct Mutex<T: ?Sized> {
+    inner: std::sync::Mutex<T>,
+}
+
+#[cfg(debug_assertions)]
+impl<T> Mutex<T> {
+    /// As [`std::sync::Mutex::new`].
+    pub const fn new(value: T) -> Self {
+        Self { inner: std::sync::Mutex::new(value) }
+    }
+
+    /// As [`std::sync::Mutex::into_inner`].
+    ///
+    /// # Errors
+    /// Where a thread panicked with the lock.
+    pub fn into_inner(self) -> std::sync::LockResult<T> {
+        self.inner.into_inner()
+    }
+}
+
+#[cfg(debug_assertions)]
+impl<T: ?Sized> Mutex<T> {
+    /// As [`std::sync::Mutex::lock`].
+    ///
+    /// # Errors
+    /// Where a thread panicked with the lock.
+    pub fn lock(&self) -> std::sync::LockResult<std::sync::MutexGuard<'_, T>> {
+        let address = (&raw const self.inner).cast::<()>().addr();
+        TAKEN.with_borrow_mut(|taken| {
+            if let Some(taken) = taken {
+                *taken.entry(address).or_default() += 1;
+            }
+        });
+        self.inner.lock()
+    }
+
+    /// As [`std::sync::Mutex::get_mut`].
+    ///
+    /// # Errors
+    /// Where a thread panicked with the lock.
+    pub fn get_mut(&mut self) -> std::sync::LockResult<&mut T> {
+        self.inner.get_mut()
+    }
+}
