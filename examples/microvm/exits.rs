@@ -38,7 +38,7 @@ pub(crate) const EXIT_KINDS: [(ExitKind, &str); 10] = [
     (ExitKind::Other, "other"),
 ];
 
-/// One vCPU's counters. Its own thread writes, others read when it has ended.
+/// One vCPU's counters. Its own thread writes, others may read at any time.
 #[derive(Debug, Default)]
 pub(crate) struct ExitCounters([AtomicU64; EXIT_KINDS.len()]);
 
@@ -49,6 +49,11 @@ impl ExitCounters {
 
     pub(crate) fn get(&self, kind: ExitKind) -> u64 {
         self.0[kind as usize].load(Relaxed)
+    }
+
+    /// Exits of all kinds so far.
+    pub(crate) fn sum(&self) -> u64 {
+        self.0.iter().map(|count| count.load(Relaxed)).sum()
     }
 }
 

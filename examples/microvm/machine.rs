@@ -26,7 +26,7 @@ use crate::control::{Control, Stop};
 use crate::devices::Device;
 use crate::entry::Entry;
 use crate::error::MachineError;
-use crate::exits::{EXIT_KINDS, ExitReport, VcpuReport};
+use crate::exits::{EXIT_KINDS, ExitCounters, ExitReport, VcpuReport};
 use crate::layout::{SERIAL_GSI, Slots};
 use crate::pci;
 use crate::power::{EXIT_PORT, ExitPort, I8042, I8042_PORT, PM_BASE, PM_LEN, PowerManagement};
@@ -56,7 +56,8 @@ pub(crate) struct Machine {
     rtc: Arc<Rtc>,
     power: Arc<PowerManagement>,
     signals: EndingSignals,
-    vcpus: u32,
+    /// Those of each processor.
+    pub(crate) exit_counters: Vec<Arc<ExitCounters>>,
 }
 
 /// How it went.
@@ -104,7 +105,8 @@ impl Machine {
         ports.insert(u64::from(EXIT_PORT), 1, "exit", Arc::new(ExitPort(Arc::clone(&control))))?;
         ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::clone(&power) as _)?;
         let (mmio, slots) = (Bus::default(), Slots::default());
-        Ok(Self { vm, ports, mmio, slots, control, pci: None, serial, rtc, power, signals, vcpus })
+        let exit_counters = (0..vcpus).map(|_| Arc::default()).collect();
+        Ok(Self { vm, ports, mmio, slots, control, pci: None, serial, rtc, power, signals, exit_counters })
     }
 
     /// The PCI bus.
@@ -129,7 +131,7 @@ impl Machine {
         let memory = self.vm.memory();
         let start = match begin {
             Begin::Boot(source) => {
-                let (vcpus, slots) = (self.vcpus as u8, self.slots.taken());
+                let (vcpus, slots) = (self.exit_counters.len() as u8, self.slots.taken());
                 let hardware = Hardware { vcpus, slots, pci: self.pci.is_some() };
                 Start::At(boot::load(memory, self.vm.memory_size(), source, &hardware)?)
             }
@@ -164,8 +166,8 @@ impl Machine {
 
     /// Runs what is in memory, from `start` until `wait` returns, which it does when the machine is to stop.
     fn execute(self, start: &Start<'_>, wait: impl FnOnce(&EndingSignals)) -> Result<Outcome, MachineError> {
-        let Self { vm, ports, mmio, control, signals, vcpus, .. } = self;
-        let processors = start.processors(&vm, vcpus)?;
+        let Self { vm, ports, mmio, control, signals, exit_counters, .. } = self;
+        let processors = start.processors(&vm, &exit_counters)?;
         let registers = MsrNumbers::of(vm.kvm())?;
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
         vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
@@ -216,12 +218,14 @@ enum Start<'a> {
 }
 
 impl Start<'_> {
-    fn processors(&self, vm: &Vm, count: u32) -> Result<Vec<Vcpu>, MachineError> {
+    fn processors(&self, vm: &Vm, counters: &[Arc<ExitCounters>]) -> Result<Vec<Vcpu>, MachineError> {
         match self {
-            Self::At(entry) => (0..count).map(|index| Vcpu::new(vm, index, count, *entry)).collect(),
+            Self::At(entry) => {
+                (0..).zip(counters).map(|(index, _)| Vcpu::new(vm, index, counters, *entry)).collect()
+            }
             Self::Restored(snapshot, devices, fixed) => {
-                let restored = (0..).zip(snapshot.vcpus());
-                let restored = restored.map(|(index, saved)| Vcpu::restored(vm, index, count, saved));
+                let restored = (0..).zip(snapshot.vcpus()).zip(counters);
+                let restored = restored.map(|((index, saved), _)| Vcpu::restored(vm, index, counters, saved));
                 let processors = restored.collect::<Result<Vec<_>, _>>()?;
                 snapshot.restore(fixed, devices)?;
                 Ok(processors)

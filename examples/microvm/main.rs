@@ -27,8 +27,10 @@ mod images;
 mod in_process;
 mod layout;
 mod machine;
+mod network;
 mod pci;
 mod picture;
+mod plot;
 mod power;
 mod probe;
 mod report;
@@ -38,6 +40,7 @@ mod serial;
 mod snapshot;
 mod terminal;
 mod vcpu;
+mod view;
 mod vm;
 
 use std::path::{Path, PathBuf};
@@ -96,6 +99,17 @@ struct Options {
     /// Send a request to a machine's control socket and print the reply
     #[arg(long, num_args = 2, value_names = ["SOCKET", "REQUEST"])]
     tell: Option<Vec<String>>,
+    /// A network card on a tap of the host, which is made where there is none: short for --device
+    /// 'virtio-net -> stats -> tap,name=NAME'; repeatable
+    #[arg(long = "tap", value_name = "NAME")]
+    taps: Vec<String>,
+    /// Show rates on standard error while the guest runs: as one line that is written over where that is a terminal, as its
+    /// title where the guest's console is there too, else as a line each second
+    #[arg(long)]
+    view: bool,
+    /// Draw latencies and exits per request into this SVG file at the end
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Print the report at the end as a line of JSON
     #[arg(long)]
     json: bool,
@@ -168,11 +182,21 @@ fn main() -> ExitCode {
                 eprintln!("\n{text}")
             } else {
                 println!("{text}");
-                if options.devices.is_empty() && options.pci_devices.is_empty() && !options.json {
+                if options.devices.is_empty()
+                    && options.pci_devices.is_empty()
+                    && options.taps.is_empty()
+                    && !options.json
+                {
                     println!("{HINT}");
                 }
             }
-            ExitCode::from(report.code)
+            match options.plot.as_ref().map(|path| (path, std::fs::write(path, plot::svg(&report)))) {
+                Some((path, Err(error))) => {
+                    eprintln!("microvm: the plot {}: {error}", path.display());
+                    ExitCode::FAILURE
+                }
+                _ => ExitCode::from(report.code),
+            }
         }
         Err(failure) => {
             eprintln!("microvm: {failure}");
@@ -189,7 +213,8 @@ fn run(options: &Options) -> Result<Report, Failure> {
     };
     let mmio = options.devices.iter().map(|text| (Place::Mmio, text));
     let pci = options.pci_devices.iter().map(|text| (Place::Pci, text));
-    let descriptions = mmio.chain(pci).map(parse).collect::<Result<Vec<_>, _>>()?;
+    let taps = options.taps.iter().map(|name| network::on_tap(&registry, name));
+    let descriptions = mmio.chain(pci).map(parse).chain(taps).collect::<Result<Vec<_>, _>>()?;
     if let Some(file) = &options.restore {
         return restore(&registry, descriptions, options, file);
     }
@@ -239,6 +264,9 @@ fn run_guest(
             eprintln!("microvm: the control socket is not served: {error}");
         }
     };
+    if options.view {
+        view::start(devices.clone(), machine.exit_counters.clone(), machine.control.clone());
+    }
     let outcome = machine.run(&begin, running)?;
     // What a saved machine has in flight is the business of whoever goes on with it.
     if outcome.stop != Stop::Saved {

@@ -1,9 +1,10 @@
-//! The cases: what a guest does with which devices, and what must be true afterwards. One file each; a new one is a
-//! file here, its script in `xtask/lab/guest/`, and a line in [`ALL`].
+//! The cases: what a guest does with which devices, and what must be true afterwards. One file each, or for each family; a
+//! new one is a file here, its script in `xtask/lab/guest/`, and a line in [`ALL`].
 
 mod builtin;
 mod discard;
 mod exit_code;
+mod net;
 mod pci;
 mod pci_pin;
 mod readonly;
@@ -15,15 +16,17 @@ mod swap;
 mod terminated;
 mod vanished;
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result, read, write};
 use crate::lab::filesystem::{self, noise};
+use crate::lab::kernel::Series;
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 13] = [
+pub(crate) const ALL: [&Case; 19] = [
     &builtin::CASE,
     &exit_code::CASE,
     &rootfs::CASE,
@@ -37,6 +40,12 @@ pub(crate) const ALL: [&Case; 13] = [
     &swap::CASE,
     &vanished::CASE,
     &terminated::CASE,
+    &net::MMIO,
+    &net::PCI,
+    &net::QUEUES,
+    &net::FAULT,
+    &net::GONE,
+    &net::GIB,
 ];
 
 /// What a case's machine runs.
@@ -65,12 +74,15 @@ pub(crate) struct Case {
     pub devices: &'static [&'static str],
     /// Those of them that are on the PCI bus.
     pub pci_devices: &'static [&'static str],
+    /// What the lab machine does in place of just running our VMM, which is `guest` in this shell script, to be run in the
+    /// background. Such a case has no reference.
+    pub host: Option<&'static str>,
+    /// It takes so long that it runs only if it is named.
+    pub only_by_name: bool,
     /// Further words for the guest kernel's command line.
     pub words: &'static str,
     /// Further options of our VMM.
     pub options: &'static [&'static str],
-    /// What the lab machine does in place of just running our VMM; see `xtask/lab/host/lib.sh`. Such a case has no reference.
-    pub host: Option<&'static str>,
     /// The same devices in QEMU's words, for runs against QEMU's own.
     pub reference: &'static [&'static str],
     /// What to tell QEMU's monitor once the guest says that it is ready.
@@ -85,6 +97,24 @@ pub(crate) struct Case {
     pub check: fn(&Outcome) -> Result<()>,
 }
 
+/// A case on a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    /// What is done.
+    pub case: &'static Case,
+    /// The guest's kernel.
+    pub kernel: Series,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.case.boots {
+            Boots::Linux => f.pad(&format!("{}-{}", self.case.name, self.kernel.name())),
+            Boots::OwnGuest => f.pad(self.case.name),
+        }
+    }
+}
+
 /// A case with nothing in it, to fill in from.
 pub(crate) const BLANK: Case = Case {
     name: "",
@@ -94,9 +124,10 @@ pub(crate) const BLANK: Case = Case {
     root: None,
     devices: &[],
     pci_devices: &[],
+    host: None,
+    only_by_name: false,
     words: "",
     options: &[],
-    host: None,
     reference: &[],
     command: None,
     code: 0,
@@ -124,6 +155,24 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// What a file says that the run left.
+    pub(crate) fn text(&self, file: &str) -> Result<String> {
+        let bytes = read(&self.after.join(file))?;
+        Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
+    }
+
+    /// The requests of each queue of the device that has several, as our VMM reports them.
+    pub(crate) fn requests_by_queue(&self) -> Result<Vec<u64>> {
+        let report = self.text("errors.log")?;
+        report
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("requests by queue: "))
+            .ok_or_else(|| Error::new("the report names no queues"))?
+            .split(", ")
+            .map(|count| count.parse().context(format_args!("'{count}' requests")))
+            .collect()
+    }
+
     /// How many bytes of a file are allocated, before and after the run, where the host counted them.
     pub(crate) fn allocated(&self, image: &str) -> Result<(u64, u64)> {
         let count = |list: &str| -> Result<u64> {

@@ -1,4 +1,4 @@
-//! The kernel of the lab machine and of its guest: Debian's own, as it is in the package.
+//! The kernels of the lab machine and of its guests: Debian's own, as they are in the packages.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -8,9 +8,45 @@ use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result, read, write};
 use crate::setup;
 
-/// The package that points to the newest kernel for clouds: everything needed is in it, and it boots faster than the
-/// full one.
-const POINTER: &str = "linux-image-cloud-amd64";
+/// A series of kernels that guests run. Always the one for clouds: everything needed is in it, and it boots faster than
+/// the full one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Series {
+    /// That of Debian 12.
+    #[value(name = "6.1")]
+    V6_1,
+    /// That of Debian 13, which Debian 12 has beside its own.
+    #[value(name = "6.12")]
+    V6_12,
+}
+
+impl Series {
+    /// All of them.
+    pub(crate) const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+
+    /// As people call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+
+    /// Packages that point to the newest kernel of the series, if to any.
+    fn pointers(self) -> [String; 2] {
+        [format!("linux-image-{}-cloud-amd64", self.name()), NEWEST.to_owned()]
+    }
+
+    /// Whether a package holds a kernel of this series.
+    fn has(self, package: &str) -> bool {
+        package
+            .strip_prefix("linux-image-")
+            .is_some_and(|rest| rest.starts_with(&format!("{}.", self.name())))
+    }
+}
+
+/// Points to the kernel for clouds that the system's own release has.
+const NEWEST: &str = "linux-image-cloud-amd64";
 
 /// An unpacked kernel package.
 #[derive(Debug)]
@@ -35,15 +71,26 @@ pub(crate) struct Module {
 }
 
 impl Kernel {
-    /// Fetches the kernel into `cache`, once.
-    pub(crate) fn obtain(cache: &Path) -> Result<Self> {
-        let pointer = cache.join(POINTER);
-        if !pointer.is_file() {
-            write(&pointer, setup::points_to(POINTER)?)?;
-        }
-        let package = fs::read_to_string(&pointer).context(pointer.display())?;
-        let tree = setup::unpacked(cache, &package)?;
-        let release = package.strip_prefix("linux-image-").unwrap_or(&package).to_owned();
+    /// Fetches the kernel that the system's own release has into `cache`, once.
+    pub(crate) fn newest(cache: &Path) -> Result<Self> {
+        Self::unpacked(cache, &pointed(cache, NEWEST)?)
+    }
+
+    /// Fetches the newest kernel of a series that the system's package sources have into `cache`, once.
+    pub(crate) fn of(cache: &Path, series: Series) -> Result<Self> {
+        let packages = series.pointers().map(|pointer| pointed(cache, &pointer));
+        let package = packages.into_iter().flatten().find(|package| series.has(package)).ok_or_else(|| {
+            Error::new(format!(
+                "the package sources of this system have no kernel {} for clouds: name another by --kernel",
+                series.name()
+            ))
+        })?;
+        Self::unpacked(cache, &package)
+    }
+
+    fn unpacked(cache: &Path, package: &str) -> Result<Self> {
+        let tree = setup::unpacked(cache, package)?;
+        let release = package.strip_prefix("linux-image-").unwrap_or(package).to_owned();
         let image = tree.join(format!("boot/vmlinuz-{release}"));
         let elf = tree.join("vmlinux");
         if !elf.is_file() {
@@ -99,6 +146,15 @@ impl Kernel {
             .filter_map(|line| line.rsplit('/').next()?.strip_suffix(".ko"))
             .any(|built_in| plain(built_in) == name)
     }
+}
+
+/// The package that another points to; asked once.
+fn pointed(cache: &Path, pointer: &str) -> Result<String> {
+    let known = cache.join(pointer);
+    if !known.is_file() {
+        write(&known, setup::points_to(pointer)?)?;
+    }
+    fs::read_to_string(&known).context(known.display())
 }
 
 /// The kernel writes a module's name with either dash.
@@ -179,6 +235,13 @@ fn unpack(image: &Path, elf: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packages_belong_to_a_series() {
+        assert!(Series::V6_1.has("linux-image-6.1.0-56-cloud-amd64"));
+        assert!(!Series::V6_1.has("linux-image-6.12.117+deb12-cloud-amd64"));
+        assert!(Series::V6_12.has("linux-image-6.12.117+deb12-cloud-amd64"));
+    }
 
     #[test]
     fn dependencies_are_read_from_the_information_section() {

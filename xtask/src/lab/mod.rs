@@ -1,8 +1,8 @@
 //! The lab: our VMM under a real KVM, against the drivers of a stock Linux kernel.
 //!
 //! Not every machine that builds the project has a usable KVM. QEMU can emulate a processor with virtualization in
-//! software, so the lab boots Debian's kernel in it (the *host*), whose own `kvm-amd` runs our VMM, which boots the same
-//! kernel again (the *guest*) with our devices. Slow, and real in every line: it proves that things are right, not how
+//! software, so the lab boots Debian's kernel in it (the *host*), whose own `kvm-amd` runs our VMM, which boots Debian's
+//! kernels again (the *guests*) with our devices. Slow, and real in every line: it proves that things are right, not how
 //! fast they are.
 //!
 //! `kernel`, `parts` and `filesystem` make what the machines need, `machine` starts QEMU, `cases` says what to run,
@@ -25,7 +25,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::error::{Error, Result};
-use crate::lab::cases::{ALL, Case};
+use crate::lab::cases::{ALL, Boots, Case, Run};
+use crate::lab::kernel::Series;
 use crate::setup::{self, Tool};
 
 /// What the lab needs.
@@ -59,6 +60,14 @@ pub(crate) struct Options {
     #[arg(long)]
     reference: bool,
 
+    /// The kernel that the guests run; all of them if none is named.
+    #[arg(long, value_name = "SERIES", value_enum)]
+    kernel: Option<Series>,
+
+    /// How many cases run at once.
+    #[arg(long, value_name = "N", default_value_t = JOBS, value_parser = clap::value_parser!(u8).range(1..=6))]
+    jobs: u8,
+
     /// Show everything the guests print, not only what failed.
     #[arg(long)]
     verbose: bool,
@@ -80,19 +89,31 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
+/// As many as the lab machine has processors.
+const JOBS: u8 = 2;
+
+impl Options {
+    /// The kernels that guests run.
+    fn kernels(&self) -> &[Series] {
+        self.kernel.as_ref().map_or(&Series::ALL, std::slice::from_ref)
+    }
+}
+
 const WHERE_THINGS_ARE: &str = "\
 In the lab machine:
   /lab/microvm        our VMM (it is in the PATH too)
-  /lab/bzImage        the guest's kernel, compressed; /lab/vmlinux is the same uncompressed
-  /lab/guest.cpio     the guest's initial RAM disk; lab.case=NAME on the kernel's command line picks what it runs
+  /lab/kernels/SERIES/  a guest's kernel: bzImage, and vmlinux, which is the same uncompressed; its initial RAM disk
+                      guest.cpio: lab.case=NAME on the kernel's command line picks what it runs. Those of the first
+                      series are found in /lab too
   /lab/guest.img      an ext4 root file system for the guest; root=/dev/vda lab.case=shell gives a shell in it
-  /lab/cases/NAME/    the images of a case; `sh run.sh` in it runs the case
+  /lab/cases/NAME-SERIES/  the images of a case; `sh run.sh` in it runs the case
   /lab/files/         what --add brought
 An argument of COMMAND that names a file of this machine is brought along in the same way, and replaced by its place
 there. /lab is an ext4 file system: O_DIRECT and hole punching work. It is made anew for each run.
 
 Examples:
-  cargo xtask lab                          every case
+  cargo xtask lab                          every case on every kernel
+  cargo xtask lab pci --kernel 6.12        one case on one of them
   cargo xtask lab rootfs discard           two of them
   cargo xtask lab -- sh                    look around (Ctrl-A X ends the machine)
   cargo xtask lab -- microvm --help
@@ -103,9 +124,7 @@ Downloads and results are kept in target/lab; the logs of the last run are in ta
 /// Runs `cargo xtask lab`.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.list {
-        for case in ALL {
-            println!("{:<12} {}", case.name, case.about);
-        }
+        list();
         return Ok(ExitCode::SUCCESS);
     }
     if !options.command.is_empty() {
@@ -115,48 +134,76 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         setup::ensure(&TOOLS)?;
         return shell::run(options);
     }
-    let passed = run_cases(&named(&options.cases)?, options)?;
+    let passed = run_cases(&runs(&named(&options.cases)?, options.kernels()), options)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn list() {
+    for case in ALL {
+        println!("{:<12} {}", case.name, case.about);
+    }
+    println!(
+        "Each on kernels {}, or on one of them by --kernel.",
+        Series::ALL.map(Series::name).join(" and ")
+    );
+}
+
+/// Each case on each kernel.
+fn runs(cases: &[&'static Case], kernels: &[Series]) -> Vec<Run> {
+    let of_case = |case: &&'static Case| {
+        // Our own guest is the same beside every kernel.
+        let kernels = if case.boots == Boots::OwnGuest { &kernels[..1] } else { kernels };
+        let case = *case;
+        kernels.iter().map(move |kernel| Run { case, kernel: *kernel })
+    };
+    cases.iter().flat_map(of_case).collect()
+}
+
 /// Sets up what is needed and runs the cases; tells whether all passed.
-fn run_cases(cases: &[&'static Case], options: &Options) -> Result<bool> {
+fn run_cases(runs: &[Run], options: &Options) -> Result<bool> {
     setup::ensure(&TOOLS)?;
-    let verdicts = if options.reference { reference::run(cases)? } else { session::run(cases, options)? };
+    let verdicts =
+        if options.reference { reference::run(runs, options)? } else { session::run(runs, options)? };
     let mut failed = 0;
     for verdict in &verdicts {
         let mut show = options.verbose;
         if let Err(error) = &verdict.outcome {
             failed += 1;
             show = true;
-            println!("\ncase {}: {error}", verdict.case.name);
+            println!("\ncase {}: {error}", verdict.run);
         }
         if show {
-            println!("--- what the guest of {} printed", verdict.case.name);
+            println!("--- what the guest of {} printed", verdict.run);
             println!("{}", verdict.console);
-            println!("--- end of {}", verdict.case.name);
+            println!("--- end of {}", verdict.run);
         }
     }
     println!("cases: {} passed, {failed} failed", verdicts.len() - failed);
     Ok(failed == 0)
 }
 
-/// Runs every case; tells whether all passed.
+/// Runs every case but those that are to be named; tells whether all passed.
 pub(crate) fn run_all() -> Result<bool> {
-    run_cases(&ALL, &Options::default())
+    let options = Options { jobs: JOBS, ..Options::default() };
+    run_cases(&runs(&usual(), options.kernels()), &options)
 }
 
 /// How a case went.
 #[derive(Debug)]
 struct Verdict {
-    case: &'static Case,
+    run: Run,
     outcome: Result<()>,
     console: String,
 }
 
+/// The cases that need not be named.
+fn usual() -> Vec<&'static Case> {
+    ALL.into_iter().filter(|case| !case.only_by_name).collect()
+}
+
 fn named(names: &[String]) -> Result<Vec<&'static Case>> {
     if names.is_empty() {
-        return Ok(ALL.to_vec());
+        return Ok(usual());
     }
     names
         .iter()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Result, copy, read, write};
 use crate::lab::cpio::Cpio;
-use crate::lab::kernel::{Kernel, Module};
+use crate::lab::kernel::{Kernel, Module, Series};
 use crate::setup;
 
 const HOST_INIT: &[u8] = include_bytes!("../../lab/host-init.sh");
@@ -14,9 +14,9 @@ const GUEST_INIT: &[u8] = include_bytes!("../../lab/guest/init.sh");
 const GUEST_MAIN: &[u8] = include_bytes!("../../lab/guest/main.sh");
 
 /// What the host needs: KVM for both makers' processors would be loaded by hand; the machine we ask QEMU for is AMD's.
-const HOST_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "kvm-amd", "ext4"];
+const HOST_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "kvm-amd", "ext4", "tun"];
 /// What the guest needs for our devices.
-const GUEST_MODULES: [&str; 4] = ["virtio_mmio", "virtio_pci", "virtio_blk", "ext4"];
+const GUEST_MODULES: [&str; 5] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "ext4"];
 
 /// Folders that every system starts with.
 const FOLDERS: [&str; 8] = ["bin", "sbin", "dev", "proc", "sys", "tmp", "run", "cases"];
@@ -24,16 +24,22 @@ const FOLDERS: [&str; 8] = ["bin", "sbin", "dev", "proc", "sys", "tmp", "run", "
 /// All that is fetched or built once for a run.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    /// The kernel, of host and guest.
-    pub kernel: Kernel,
+    /// The lab machine's own kernel.
+    pub host_kernel: Kernel,
+    /// Those of guests.
+    pub guests: Vec<(Series, Kernel)>,
     busybox: Vec<u8>,
     exit: Vec<u8>,
 }
 
 impl Parts {
     /// Fetches and builds them; `cache` keeps what was fetched.
-    pub(crate) fn obtain(cache: &Path) -> Result<Self> {
-        let kernel = Kernel::obtain(cache)?;
+    pub(crate) fn obtain(cache: &Path, guests: &[Series]) -> Result<Self> {
+        let host_kernel = Kernel::newest(cache)?;
+        let guests = guests
+            .iter()
+            .map(|series| Ok((*series, Kernel::of(cache, *series)?)))
+            .collect::<Result<Vec<_>>>()?;
         let tree = setup::unpacked(cache, "busybox-static")?;
         let busybox = ["bin/busybox", "usr/bin/busybox"]
             .iter()
@@ -46,19 +52,19 @@ impl Parts {
             .arg(&exit)
             .arg(cmd::root().join("xtask/lab/exit.c"))
             .quiet()?;
-        Ok(Self { kernel, busybox: read(&busybox)?, exit: read(&exit)? })
+        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, exit: read(&exit)? })
     }
 
     /// The initial RAM disk of the host.
     pub(crate) fn host(&self) -> Result<Vec<u8>> {
-        let mut cpio = self.system(&HOST_MODULES)?;
+        let mut cpio = self.system(&self.host_kernel, &HOST_MODULES)?;
         cpio.program("init", HOST_INIT);
         Ok(cpio.finish())
     }
 
-    /// The initial RAM disk of the guest, with the script of every case.
-    pub(crate) fn guest(&self) -> Result<Vec<u8>> {
-        let mut cpio = self.system(&GUEST_MODULES)?;
+    /// The initial RAM disk of a guest with this kernel, with the script of every case.
+    pub(crate) fn guest(&self, kernel: &Kernel) -> Result<Vec<u8>> {
+        let mut cpio = self.system(kernel, &GUEST_MODULES)?;
         cpio.program("init", GUEST_INIT);
         cpio.program("sbin/init", GUEST_MAIN);
         for (name, script) in guest_scripts()? {
@@ -82,7 +88,7 @@ impl Parts {
         Ok(())
     }
 
-    fn system(&self, modules: &[&str]) -> Result<Cpio> {
+    fn system(&self, kernel: &Kernel, modules: &[&str]) -> Result<Cpio> {
         let mut cpio = Cpio::default();
         for folder in FOLDERS {
             cpio.folder(folder);
@@ -91,7 +97,7 @@ impl Parts {
         cpio.program("bin/busybox", &self.busybox);
         cpio.link("bin/sh", "busybox");
         cpio.program("bin/lab-exit", &self.exit);
-        let modules = self.kernel.modules(modules)?;
+        let modules = kernel.modules(modules)?;
         for (place, Module { name, content }) in modules.iter().enumerate() {
             cpio.file(&format!("modules/{place:02}-{name}.ko"), content);
         }

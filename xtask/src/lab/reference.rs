@@ -10,46 +10,55 @@ use std::time::{Duration, Instant};
 
 use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result, write};
-use crate::lab::Verdict;
-use crate::lab::cases::{Boots, Case, Outcome};
+use crate::lab::cases::{Boots, Case, Outcome, Run};
+use crate::lab::kernel::{Kernel, Series};
 use crate::lab::machine::{empty_folder, folder, wait};
 use crate::lab::parts::Parts;
+use crate::lab::{Options, Verdict};
 
 /// Emulated without KVM, the clock of the processor runs at 1 GHz. The guest has no clock to measure that with but a
 /// timer that is late when this machine is busy, and it does not start if it fails.
 const CLOCK: &str = "tsc_early_khz=1000000";
 
 /// Runs the cases and checks what they left.
-pub(crate) fn run(cases: &[&'static Case]) -> Result<Vec<Verdict>> {
-    let parts = Parts::obtain(&folder().join("packages"))?;
-    let run = folder().join("reference");
-    empty_folder(&run)?;
-    let ramdisk = run.join("guest.cpio");
-    write(&ramdisk, parts.guest()?)?;
+pub(crate) fn run(runs: &[Run], options: &Options) -> Result<Vec<Verdict>> {
+    let parts = Parts::obtain(&folder().join("packages"), options.kernels())?;
+    let place = folder().join("reference");
+    empty_folder(&place)?;
+    let ramdisk = |series: Series| place.join(format!("guest-{}.cpio", series.name()));
+    for (series, kernel) in &parts.guests {
+        write(&ramdisk(*series), parts.guest(kernel)?)?;
+    }
     let mut verdicts = Vec::new();
-    // Our own guest drives our own devices only, and a script in the lab machine talks to our VMM.
-    for case in cases.iter().filter(|case| case.boots == Boots::Linux && case.host.is_none()) {
-        let outcome =
-            Outcome { before: run.join(case.name).join("before"), after: run.join(case.name).join("after") };
+    for run in runs {
+        let case = run.case;
+        if case.host.is_some() || case.boots == Boots::OwnGuest {
+            println!("reference {run:<16} has none: it is about our VMM");
+            continue;
+        }
+        let Some((_, kernel)) = parts.guests.iter().find(|(series, _)| *series == run.kernel) else {
+            continue;
+        };
+        let folder = place.join(run.to_string());
+        let outcome = Outcome { before: folder.join("before"), after: folder.join("after") };
         fs::create_dir_all(&outcome.before).context(outcome.before.display())?;
-        (case.prepare)(&parts, &outcome.before).context(format_args!("preparing {}", case.name))?;
+        (case.prepare)(&parts, &outcome.before).context(format_args!("preparing {run}"))?;
         Cmd::new("cp").args(["-r", "--sparse=always"]).args([&outcome.before, &outcome.after]).quiet()?;
         let clock = Instant::now();
         let mut console = String::new();
-        let verdict =
-            one(case, &parts, &ramdisk, &outcome, &mut console).and_then(|()| (case.check)(&outcome));
+        let verdict = one(case, kernel, &ramdisk(run.kernel), &outcome, &mut console)
+            .and_then(|()| (case.check)(&outcome));
         println!(
-            "reference {:<12} {} in {:.1} s",
-            case.name,
+            "reference {run:<16} {} in {:.1} s",
             if verdict.is_ok() { "ok" } else { "FAILED" },
             clock.elapsed().as_secs_f64()
         );
-        verdicts.push(Verdict { case, outcome: verdict, console });
+        verdicts.push(Verdict { run: *run, outcome: verdict, console });
     }
     Ok(verdicts)
 }
 
-fn one(case: &Case, parts: &Parts, ramdisk: &Path, outcome: &Outcome, console: &mut String) -> Result<()> {
+fn one(case: &Case, kernel: &Kernel, ramdisk: &Path, outcome: &Outcome, console: &mut String) -> Result<()> {
     count(&outcome.after, "before.txt")?;
     let mut command = Cmd::new("qemu-system-x86_64")
         .args(["-M", "microvm,isa-serial=on,rtc=on"])
@@ -60,7 +69,7 @@ fn one(case: &Case, parts: &Parts, ramdisk: &Path, outcome: &Outcome, console: &
         .args(["-monitor", "unix:monitor,server=on,wait=off"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
         .arg("-kernel")
-        .arg(&parts.kernel.image)
+        .arg(&kernel.image)
         .arg("-initrd")
         .arg(ramdisk)
         .args(["-append", &format!("{} {CLOCK}", case.words())])

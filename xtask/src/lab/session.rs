@@ -1,4 +1,4 @@
-//! All cases in one start of the lab machine.
+//! Cases in one start of the lab machine.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result, read, write};
-use crate::lab::cases::{Boots, Case, Outcome};
+use crate::lab::cases::{Boots, Case, Outcome, Run};
 use crate::lab::filesystem;
 use crate::lab::machine::{Machine, Screen};
 use crate::lab::work::Work;
@@ -17,23 +17,28 @@ const SCRIPT: &[u8] = include_bytes!("../../lab/host-cases.sh");
 /// What the lab machine may take beyond its cases.
 const START: Duration = Duration::from_secs(90);
 
-/// Runs the cases one after another and checks what they left.
-pub(crate) fn run(cases: &[&'static Case], options: &Options) -> Result<Vec<Verdict>> {
+/// Seconds that a script around our VMM has to end after it.
+const SCRIPT_ENDS: u32 = 15;
+
+/// Runs the cases and checks what they left.
+pub(crate) fn run(runs: &[Run], options: &Options) -> Result<Vec<Verdict>> {
     let clock = Instant::now();
-    let work = Work::new()?;
+    let work = Work::new(options.kernels())?;
     work.add_programs(options)?;
     let mut order = String::new();
     let mut limit = START;
-    for case in cases {
-        work.add_case(case)?;
-        let _ = writeln!(order, "{} {}", case.name, case.limit);
-        limit += Duration::from_secs(u64::from(case.limit));
+    for run in runs {
+        work.add_run(*run)?;
+        let seconds = run.case.limit + if run.case.host.is_some() { SCRIPT_ENDS } else { 0 };
+        let _ = writeln!(order, "{run} {seconds}");
+        limit += Duration::from_secs(u64::from(seconds));
     }
+    write(&work.tree.join("jobs"), options.jobs.to_string())?;
     write(&work.tree.join("order"), order)?;
     write(&work.tree.join("run.sh"), SCRIPT)?;
     let disk = work.disk()?;
     let machine = Machine {
-        kernel: &work.parts.kernel.elf,
+        kernel: &work.parts.host_kernel.elf,
         ramdisk: &work.run.join("host.cpio"),
         work: &disk,
         console: work.run.join("console.log"),
@@ -41,38 +46,39 @@ pub(crate) fn run(cases: &[&'static Case], options: &Options) -> Result<Vec<Verd
         limit,
     };
     println!(
-        "lab: Debian's kernel {} as host and guest; prepared in {:.1} s",
-        work.parts.kernel.release,
+        "lab: Debian's kernel {} as host, {} in guests; {} at once; prepared in {:.1} s",
+        work.parts.host_kernel.release,
+        work.parts.guests.iter().map(|(_, kernel)| kernel.release.as_str()).collect::<Vec<_>>().join(" and "),
+        options.jobs,
         clock.elapsed().as_secs_f64()
     );
 
     let clock = Instant::now();
-    let mut times = BTreeMap::new();
-    let mut begun = None;
+    let mut begun: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut up = false;
     let ended = machine.run(&mut |line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["@lab", "begin", name] => {
-                if times.is_empty() && begun.is_none() {
+                if !std::mem::replace(&mut up, true) {
                     println!("lab: host is up after {:.1} s", clock.elapsed().as_secs_f64());
                 }
-                begun = Some((name.to_owned(), Instant::now()));
+                begun.insert(name.to_owned(), Instant::now());
             }
             ["@lab", "end", name, code] => {
-                let took = begun.take().map_or(0.0, |(_, start)| start.elapsed().as_secs_f64());
+                let took = begun.remove(name).map_or(0.0, |start| start.elapsed().as_secs_f64());
                 println!("lab: {name} ended with {code} after {took:.1} s");
-                times.insert(name.to_owned(), took);
             }
             _ => println!("{line}"),
         }
     });
     println!("lab: host is gone after {:.1} s", clock.elapsed().as_secs_f64());
     if let Err(error) = ended {
-        let during = begun.map_or(String::new(), |(name, _)| format!("during case {name}: "));
-        return Err(Error::new(format!("{during}{error}")));
+        let during: Vec<String> = begun.into_keys().collect();
+        return Err(Error::new(format!("during {}: {error}", during.join(", "))));
     }
     filesystem::copy_out(&disk, "/cases", &work.run.join("after"))?;
-    let verdicts = cases.iter().map(|case| judge(case, &work)).collect();
+    let verdicts = runs.iter().map(|run| judge(*run, &work)).collect();
     for folder in ["tree", "after"] {
         drop_images(&work.run.join(folder))?;
     }
@@ -80,9 +86,9 @@ pub(crate) fn run(cases: &[&'static Case], options: &Options) -> Result<Vec<Verd
     Ok(verdicts)
 }
 
-fn judge(case: &'static Case, work: &Work) -> Verdict {
+fn judge(run: Run, work: &Work) -> Verdict {
     let outcome =
-        Outcome { before: work.case_before(case), after: work.run.join("after/cases").join(case.name) };
+        Outcome { before: work.before(run), after: work.run.join("after/cases").join(run.to_string()) };
     let log = |name: &str| {
         let bytes = read(&outcome.after.join(name)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).replace('\r', "")
@@ -90,18 +96,18 @@ fn judge(case: &'static Case, work: &Work) -> Verdict {
     let mut console = log("console.log");
     let errors = log("errors.log");
     // A guest without a console leaves the VMM's report there.
-    let report = if case.boots == Boots::OwnGuest { console.clone() } else { String::new() };
+    let report = if run.case.boots == Boots::OwnGuest { console.clone() } else { String::new() };
     if !errors.trim().is_empty() {
         console.push_str("\n--- what the VMM said\n");
         console.push_str(&errors);
     }
-    let verdict = code(&outcome.after, case).and_then(|()| (case.check)(&outcome));
-    println!("case {:<12} {}", case.name, if verdict.is_ok() { "ok" } else { "FAILED" });
+    let verdict = code(&outcome.after, run.case).and_then(|()| (run.case.check)(&outcome));
+    println!("case {run:<16} {}", if verdict.is_ok() { "ok" } else { "FAILED" });
     // Doorbells and interrupts per request, as the VMM counted them under this guest's own driver.
     for line in errors.lines().chain(report.lines()).filter(|line| line.contains(" per request")) {
         println!("  {}", line.trim());
     }
-    Verdict { case, outcome: verdict, console }
+    Verdict { run, outcome: verdict, console }
 }
 
 /// The VMM must have ended with the right code.

@@ -6,18 +6,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::error::{Context, Error, Result, read, write};
-use crate::lab::Options;
 use crate::lab::cases::ALL;
 use crate::lab::filesystem;
 use crate::lab::machine::{Machine, Screen};
 use crate::lab::work::{Work, quoted};
+use crate::lab::{Options, runs};
 
 /// Runs the command; its exit code is ours.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let work = Work::new()?;
+    let kernels = options.kernels();
+    let work = Work::new(kernels)?;
     work.add_programs(options)?;
-    for case in ALL {
-        work.add_case(case)?;
+    for run in runs(&ALL, kernels) {
+        work.add_run(run)?;
     }
     add_root(&work)?;
     let mut words = Vec::new();
@@ -29,7 +30,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let disk = work.disk()?;
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let machine = Machine {
-        kernel: &work.parts.kernel.elf,
+        kernel: &work.parts.host_kernel.elf,
         ramdisk: &work.run.join("host.cpio"),
         work: &disk,
         console: work.run.join("console.log"),

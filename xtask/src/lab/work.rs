@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Result, copy, write};
 use crate::lab::Options;
-use crate::lab::cases::{Boots, Case};
+use crate::lab::cases::{Boots, Case, Run};
 use crate::lab::filesystem;
+use crate::lab::kernel::Series;
 use crate::lab::machine::{empty_folder, folder};
 use crate::lab::parts::{Parts, add_program};
 
@@ -23,24 +24,35 @@ pub(crate) struct Work {
     pub run: PathBuf,
     /// The folder that becomes `/lab`.
     pub tree: PathBuf,
-    /// Kernel and friends.
+    /// Kernels and friends.
     pub parts: Parts,
 }
 
 impl Work {
-    /// An empty one, with kernel, RAM disks and our VMM.
-    pub(crate) fn new() -> Result<Self> {
-        let parts = Parts::obtain(&folder().join("packages"))?;
+    /// An empty one, with the kernels and RAM disks of guests.
+    pub(crate) fn new(kernels: &[Series]) -> Result<Self> {
+        let parts = Parts::obtain(&folder().join("packages"), kernels)?;
         let run = folder().join("run");
         empty_folder(&run)?;
         write(&run.join("host.cpio"), parts.host()?)?;
         let tree = run.join("tree");
-        copy(&parts.kernel.image, &tree.join("bzImage"))?;
-        copy(&parts.kernel.elf, &tree.join("vmlinux"))?;
-        write(&tree.join("guest.cpio"), parts.guest()?)?;
         for folder in ["bin", "lib", "files"] {
             let folder = tree.join(folder);
             fs::create_dir_all(&folder).context(folder.display())?;
+        }
+        for (series, kernel) in &parts.guests {
+            let folder = tree.join("kernels").join(series.name());
+            copy(&kernel.image, &folder.join("bzImage"))?;
+            copy(&kernel.elf, &folder.join("vmlinux"))?;
+            write(&folder.join("guest.cpio"), parts.guest(kernel)?)?;
+        }
+        // A person in the machine finds the first of them at hand.
+        if let Some((series, _)) = parts.guests.first() {
+            for file in ["bzImage", "vmlinux", "guest.cpio"] {
+                let link = tree.join(file);
+                let to = format!("kernels/{}/{file}", series.name());
+                std::os::unix::fs::symlink(to, &link).context(link.display())?;
+            }
         }
         Ok(Self { run, tree, parts })
     }
@@ -71,17 +83,17 @@ impl Work {
         Ok(format!("/lab/files/{name}"))
     }
 
-    /// Makes the images of a case and the script that runs it.
-    pub(crate) fn add_case(&self, case: &Case) -> Result<()> {
-        let folder = self.case_before(case);
+    /// Makes the images of a run and its script.
+    pub(crate) fn add_run(&self, run: Run) -> Result<()> {
+        let folder = self.before(run);
         fs::create_dir_all(&folder).context(folder.display())?;
-        (case.prepare)(&self.parts, &folder).context(format_args!("preparing {}", case.name))?;
-        write(&folder.join("run.sh"), run_script(case))
+        (run.case.prepare)(&self.parts, &folder).context(format_args!("preparing {run}"))?;
+        write(&folder.join("run.sh"), run_script(run.case, run.kernel))
     }
 
-    /// The folder of a case as it was made.
-    pub(crate) fn case_before(&self, case: &Case) -> PathBuf {
-        self.tree.join("cases").join(case.name)
+    /// The folder of a run as it was made.
+    pub(crate) fn before(&self, run: Run) -> PathBuf {
+        self.tree.join("cases").join(run.to_string())
     }
 
     /// Makes the disk of the folder.
@@ -94,10 +106,12 @@ impl Work {
 }
 
 /// The command line of our VMM for a case, as a shell script that runs in the case's folder.
-fn run_script(case: &Case) -> String {
+fn run_script(case: &Case, kernel: Series) -> String {
     let mut words = Vec::new();
     if case.boots == Boots::Linux {
-        words.extend(["--kernel", "/lab/bzImage", "--initrd", "/lab/guest.cpio"].map(str::to_owned));
+        let folder = format!("/lab/kernels/{}", kernel.name());
+        words.extend(["--kernel".to_owned(), format!("{folder}/bzImage")]);
+        words.extend(["--initrd".to_owned(), format!("{folder}/guest.cpio")]);
         words.extend(["--cmdline".to_owned(), case.words()]);
     }
     words.extend(["--memory", "256M", "--vcpus"].map(str::to_owned));
@@ -149,9 +163,10 @@ mod tests {
     #[test]
     fn the_script_of_a_case_names_its_devices() {
         let case = Case { name: "x", devices: &["virtio-blk -> null,size=1M"], ..crate::lab::cases::BLANK };
-        let script = run_script(&case);
+        let script = run_script(&case, Series::V6_12);
+        assert!(script.contains("--kernel /lab/kernels/6.12/bzImage"));
         assert!(script.contains("--device 'virtio-blk -> null,size=1M'"));
         assert!(script.contains("'console=ttyS0 quiet panic=-1 lab.case=x'"));
-        assert!(!run_script(&Case { boots: Boots::OwnGuest, ..case }).contains("--kernel"));
+        assert!(!run_script(&Case { boots: Boots::OwnGuest, ..case }, Series::V6_1).contains("--kernel"));
     }
 }

@@ -55,6 +55,19 @@ pub struct KindSnapshot {
     pub latency: Latency,
 }
 
+impl StatsSnapshot {
+    /// What was counted since an earlier snapshot of the same stage. What is in flight stays as it is.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut since = self.clone();
+        for (kind, before) in since.kinds.iter_mut().zip(&earlier.kinds) {
+            kind.subtract(before);
+        }
+        since.lost = since.lost.saturating_sub(earlier.lost);
+        since
+    }
+}
+
 impl StatsControl {
     pub(super) fn new(kinds: &'static [&'static str]) -> Self {
         let state = State { shards: Vec::new(), closed: Totals::new(kinds), before: Totals::new(kinds) };

@@ -100,6 +100,22 @@ fn a_reset_counts_from_there_and_leaves_what_is_in_flight() {
 }
 
 #[test]
+fn what_came_between_two_snapshots_can_be_told() {
+    let stack = stack("stats");
+    let control = control(&stack, "stats");
+    let mut rig = Rig::new(&stack);
+    rig.write(0, &[1; 512]);
+    let earlier = control.snapshot();
+    rig.write(0, &[1; 1024]);
+    rig.submit(BlockOp::Flush, 0, 0);
+    let since = control.snapshot().since(&earlier);
+    assert_eq!((since.kinds[1].ops, since.kinds[1].bytes, since.in_flight), (1, 1024, 1));
+    assert_eq!(since.kinds[1].latency.count(), 1);
+    let same = control.snapshot();
+    assert_eq!(same.since(&same).kinds[1].latency, Latency::default());
+}
+
+#[test]
 fn closed_queues_still_count_and_cost_no_memory() {
     let stack = stack("stats");
     let control = control(&stack, "stats");

@@ -1,0 +1,10 @@
+# As with a whole card; the guest's frames are lost before they come here.
+. ./net.sh
+tunctl -t tap0 >/dev/null
+tap_up
+take 1001 &
+start_vmm
+ping_guest
+guest_says "ready for data"
+give 2001 "$(cat size)" &
+wait_for_vmm
