@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::gate::Gate;
+
 /// Why a machine stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -22,6 +24,10 @@ pub(crate) enum Stop {
     Failed(String),
     /// The user left with Ctrl-A x.
     Quit,
+    /// A client of the control socket asked for the end.
+    Told,
+    /// The machine is in a file.
+    Saved,
     /// A signal told the process to end.
     Signal(i32),
 }
@@ -29,11 +35,11 @@ pub(crate) enum Stop {
 impl Stop {
     /// The exit code of the process. 1 and 2 are left to the process's own errors.
     ///
-    /// 0 power-off or Ctrl-A x; the byte itself for the exit port; 64 reset; 65 triple fault; 66 a vCPU that failed;
+    /// 0 power-off, Ctrl-A x or the control socket; the byte itself for the exit port; 64 reset; 65 triple fault; 66 a vCPU that failed;
     /// 128 + n for signal n.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::PowerOff | Self::Quit => 0,
+            Self::PowerOff | Self::Quit | Self::Told | Self::Saved => 0,
             Self::ExitPort(code) => *code,
             Self::Reset => 64,
             Self::TripleFault => 65,
@@ -51,6 +57,8 @@ impl Stop {
             Self::TripleFault => "the guest crashed with a triple fault".to_owned(),
             Self::Failed(reason) => reason.clone(),
             Self::Quit => "left by Ctrl-A x".to_owned(),
+            Self::Told => "ended over the control socket".to_owned(),
+            Self::Saved => "saved".to_owned(),
             Self::Signal(number) => format!("ended by signal {number}"),
         }
     }
@@ -62,12 +70,15 @@ pub(crate) struct Control {
     stopping: AtomicBool,
     cause: Mutex<Option<Stop>>,
     event: EventFd,
+    /// Where vCPUs wait while the machine is paused.
+    pub(crate) gate: Gate,
 }
 
 impl Control {
     pub(crate) fn new() -> io::Result<Self> {
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        Ok(Self { stopping: AtomicBool::new(false), cause: Mutex::new(None), event })
+        let (stopping, cause) = (AtomicBool::new(false), Mutex::new(None));
+        Ok(Self { stopping, cause, event, gate: Gate::default() })
     }
 
     /// Asks for the end. Returns at once; vCPU threads leave after their current exit.

@@ -1,6 +1,6 @@
 //! Devices from their descriptions: pipeline, workers, registers, interrupt.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use iovirt::core::dma::DmaSpace;
 use iovirt::core::frontend::{Access, Frontend, Outcome};
 use iovirt::core::irq::{EventFdInterrupt, Interrupt};
 use iovirt::core::{WorkerConfig, WorkerHandle, WorkerThread};
-use iovirt::describe::{DescribeError, Description};
+use iovirt::describe::{Chain, DescribeError, Description};
 use iovirt::frontends::virtio::transport::TransportError;
 use iovirt::frontends::virtio::transport::mmio::{MmioDevice, REGION_SIZE};
 use iovirt::frontends::virtio::transport::pci::PciDevice;
@@ -29,7 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A device, the workers that run it, and what it is called.
 #[derive(Debug)]
 pub(crate) struct Device {
-    description: Description,
+    /// What it is made of now: an exchange below a stage changes it.
+    description: Mutex<Description>,
+    place: Place,
     registers: Registers,
     /// The name of its window, where it has one of its own.
     window: Option<String>,
@@ -44,6 +46,16 @@ pub(crate) enum Place {
     Mmio,
     /// On the PCI bus.
     Pci,
+}
+
+impl Place {
+    /// For a sentence.
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            Self::Mmio => "on virtio-mmio",
+            Self::Pci => "on the PCI bus",
+        }
+    }
 }
 
 /// A device behind its transport.
@@ -145,7 +157,12 @@ impl Device {
             .map_err(|error| host(&error))?;
         let handles: Vec<_> = workers.iter().map(|worker| worker.handle().clone()).collect();
         let registers = behind(virtio, &handles).map_err(|error| host(&error))?;
-        Ok(Self { description, registers, window: None, _workers: workers })
+        let place = match &registers {
+            Registers::Mmio(_) => Place::Mmio,
+            Registers::Pci(_) => Place::Pci,
+        };
+        let description = Mutex::new(description);
+        Ok(Self { description, place, registers, window: None, _workers: workers })
     }
 
     /// A device of a KVM machine.
@@ -208,9 +225,25 @@ impl Device {
         self.registers.frontend()
     }
 
+    /// Where the guest finds it.
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// What the device is made of now.
+    pub(crate) fn description(&self) -> Description {
+        self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Below the topmost stage of that name there is another stack now.
+    pub(crate) fn now_below(&self, stage: &str, chain: Chain) {
+        let mut description = self.description.lock().unwrap_or_else(PoisonError::into_inner);
+        put_below(&mut description.below, stage, chain);
+    }
+
     /// Whether what is written can be read again: everything but a null disk does.
     pub(crate) fn keeps_data(&self) -> bool {
-        self.description.below.backend.stage.name() != "null"
+        self.description().below.backend.stage.name() != "null"
     }
 
     /// Changes the size of the disk at the end of the pipeline, in bytes.
@@ -223,7 +256,7 @@ impl Device {
     /// Finishes what is in flight and makes it durable.
     pub(crate) fn finish(&self) {
         if self.frontend().drain().wait(PATIENCE) != Some(Outcome::Done) {
-            eprintln!("microvm: {}: requests were still in flight after {PATIENCE:?}", self.description);
+            eprintln!("microvm: {}: requests were still in flight after {PATIENCE:?}", self.description());
         }
     }
 
@@ -240,14 +273,26 @@ impl Device {
             stats: control.snapshot(),
         };
         DeviceReport {
-            pipeline: self.description.to_string(),
+            pipeline: self.description().to_string(),
             queues: self.registers.counters().into_iter().map(queue).collect(),
             stages: stages.controls::<StatsControl>().map(stage).collect(),
-            description: Some(self.description.clone()),
+            description: Some(self.description()),
             window: self.window.clone(),
             guest: None,
         }
     }
+}
+
+/// Puts a chain in the place of what is below the first stage of that name; gives it back where there is none.
+fn put_below(chain: &mut Chain, stage: &str, newcomer: Chain) -> Option<Chain> {
+    let Some(at) = chain.stages.iter().position(|spec| spec.name() == stage) else {
+        let mut branches = chain.backend.branches.iter_mut();
+        return branches.try_fold(newcomer, |newcomer, branch| put_below(branch, stage, newcomer));
+    };
+    chain.stages.truncate(at + 1);
+    chain.stages.extend(newcomer.stages);
+    chain.backend = newcomer.backend;
+    None
 }
 
 impl DeviceReport {

@@ -38,6 +38,8 @@ pub(crate) enum MachineError {
     Pci(iovirt::frontends::pci::PciError),
     #[error("there is room for {0} virtio-mmio devices only; further ones go on the PCI bus")]
     NoSlot(usize),
+    #[error("--restore: {0}")]
+    Snapshot(#[from] crate::snapshot::SnapshotError),
     #[error("cannot {what}: {source}")]
     Host { what: &'static str, source: io::Error },
 }

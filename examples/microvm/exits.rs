@@ -90,6 +90,12 @@ impl ExitReport {
     pub(crate) fn total(&self, kind: &str) -> u64 {
         self.vcpus.iter().flat_map(|vcpu| &vcpu.exits).filter(|exit| exit.0 == kind).map(|exit| exit.1).sum()
     }
+
+    /// One of KVM's counters over all vCPUs; 0 where this kernel has none.
+    pub(crate) fn counted_by_kvm(&self, name: &str) -> u64 {
+        let stats = self.vcpus.iter().flat_map(|vcpu| &vcpu.kvm);
+        stats.filter(|stat| stat.name == name).map(|stat| stat.value).sum()
+    }
 }
 
 /// `KVM_GET_STATS_FD`: `_IO(0xAE, 0xce)`.

@@ -6,7 +6,7 @@
 //! machine.mmio.insert(slot.address, layout::MMIO_LEN, "virtio-blk", device)?;
 //! machine.vm.irqfd(&interrupt_event, slot.gsi)?;
 //! machine.vm.queue_doorbell(&queue_event, slot, 0)?;                 // for each queue
-//! let outcome = machine.run(&source)?;                               // until the guest ends
+//! let outcome = machine.run(&Begin::Boot(&source), || ())?;          // until the guest ends
 //! ```
 
 use std::io;
@@ -23,6 +23,7 @@ use crate::acpi::Hardware;
 use crate::boot::{self, BootSource};
 use crate::bus::Bus;
 use crate::control::{Control, Stop};
+use crate::devices::Device;
 use crate::entry::Entry;
 use crate::error::MachineError;
 use crate::exits::{EXIT_KINDS, ExitCounters, ExitReport, VcpuReport};
@@ -32,6 +33,7 @@ use crate::power::{EXIT_PORT, ExitPort, I8042, I8042_PORT, PM_BASE, PM_LEN, Powe
 use crate::probe;
 use crate::rtc::{RTC_PORT, Rtc};
 use crate::serial::{COM1_LEN, COM1_PORT, SerialPort};
+use crate::snapshot::{Fixed, MsrNumbers, Snapshot};
 use crate::terminal::RawTerminal;
 use crate::vcpu::{self, RunningVcpu, Vcpu};
 use crate::vm::{self, Vm};
@@ -51,7 +53,10 @@ pub(crate) struct Machine {
     /// Made with the first device on it: a guest without one does not look for a bus.
     pci: Option<Arc<PciBus>>,
     serial: Arc<SerialPort>,
+    rtc: Arc<Rtc>,
+    power: Arc<PowerManagement>,
     signals: EndingSignals,
+    vcpus: u32,
     /// Those of each processor.
     pub(crate) exit_counters: Vec<Arc<ExitCounters>>,
 }
@@ -93,16 +98,17 @@ impl Machine {
         let serial = SerialPort::new(line, Box::new(io::stdout()))
             .map_err(MachineError::host("create the serial port"))?;
         let serial = Arc::new(serial);
+        let (rtc, power) = (Arc::new(Rtc::new()), Arc::new(PowerManagement::new(Arc::clone(&control))));
         let mut ports = Bus::default();
         ports.insert(u64::from(COM1_PORT), COM1_LEN, "serial", Arc::clone(&serial) as _)?;
-        ports.insert(u64::from(RTC_PORT), 2, "rtc", Arc::new(Rtc::new()))?;
+        ports.insert(u64::from(RTC_PORT), 2, "rtc", Arc::clone(&rtc) as _)?;
         ports.insert(u64::from(I8042_PORT), 1, "i8042", Arc::new(I8042(Arc::clone(&control))))?;
         ports.insert(u64::from(EXIT_PORT), 1, "exit", Arc::new(ExitPort(Arc::clone(&control))))?;
-        let power = PowerManagement::new(Arc::clone(&control));
-        ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::new(power))?;
+        ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::clone(&power) as _)?;
         let (mmio, slots) = (Bus::default(), Slots::default());
         let exit_counters = (0..vcpus).map(|_| Arc::default()).collect();
-        Ok(Self { vm, ports, mmio, slots, control, pci: None, serial, signals, exit_counters })
+        let pci = None;
+        Ok(Self { vm, ports, mmio, slots, control, pci, serial, rtc, power, signals, vcpus, exit_counters })
     }
 
     /// The PCI bus.
@@ -115,23 +121,37 @@ impl Machine {
         Ok(bus)
     }
 
-    /// Boots and runs until the guest, the user or a signal ends it.
-    pub(crate) fn run(self, source: &BootSource) -> Result<Outcome, MachineError> {
-        let memory = self.vm.memory();
-        let hardware = Hardware {
-            vcpus: self.exit_counters.len() as u8,
-            slots: self.slots.taken(),
-            pci: self.pci.is_some(),
-        };
-        let entry = boot::load(memory, self.vm.memory_size(), source, &hardware)?;
+    /// What the machine has besides vCPUs and the devices of descriptions, for whoever saves or restores it.
+    pub(crate) fn fixed(&self) -> Fixed {
+        let (serial, rtc, power) = (self.serial.clone(), self.rtc.clone(), self.power.clone());
+        Fixed { vm: self.vm.handle(), serial, rtc, power, pci: self.pci.clone() }
+    }
 
+    /// Boots, or goes on where another process stopped, and runs until the guest, the user or a signal ends it. `running` is
+    /// called once the guest runs.
+    pub(crate) fn run(self, begin: &Begin<'_>, running: impl FnOnce()) -> Result<Outcome, MachineError> {
+        let memory = self.vm.memory();
+        let start = match begin {
+            Begin::Boot(source) => {
+                let (vcpus, slots) = (self.vcpus as u8, self.slots.taken());
+                let hardware = Hardware { vcpus, slots, pci: self.pci.is_some() };
+                Start::At(boot::load(memory, self.vm.memory_size(), source, &hardware)?)
+            }
+            Begin::Restore(snapshot, devices) => {
+                snapshot.load(memory)?;
+                Start::Restored(snapshot, devices, self.fixed())
+            }
+        };
         let terminal = RawTerminal::enter().map_err(MachineError::host("switch the terminal to raw mode"))?;
         let serial = Arc::clone(&self.serial);
         let console = serial
             .serve(libc::STDIN_FILENO, terminal.is_some(), Arc::clone(&self.control))
             .map_err(MachineError::host("start the console's thread"))?;
         let control = Arc::clone(&self.control);
-        let outcome = self.execute(entry, |signals| signals.wait_for_end(&control, None));
+        let outcome = self.execute(&start, |signals| {
+            running();
+            signals.wait_for_end(&control, None);
+        });
         control.stop(Stop::Quit);
         // It waits for the control's event, so it has ended or is about to.
         let _ = console.join();
@@ -143,23 +163,28 @@ impl Machine {
     /// Runs what is in memory, from `entry` until it ends, which must be within `limit`. It has no console.
     pub(crate) fn run_code(self, entry: Entry, limit: Duration) -> Result<Outcome, MachineError> {
         let control = Arc::clone(&self.control);
-        self.execute(entry, |signals| signals.wait_for_end(&control, Some(limit)))
+        self.execute(&Start::At(entry), |signals| signals.wait_for_end(&control, Some(limit)))
     }
 
-    /// Runs what is in memory, from `entry` until `wait` returns, which it does when the machine is to stop.
-    fn execute(self, entry: Entry, wait: impl FnOnce(&EndingSignals)) -> Result<Outcome, MachineError> {
-        let Self { vm, ports, mmio, control, signals, exit_counters, .. } = self;
-        let processors = (0..)
-            .zip(&exit_counters)
-            .map(|(index, _)| Vcpu::new(&vm, index, &exit_counters, entry))
-            .collect::<Result<Vec<_>, _>>()?;
+    /// Runs what is in memory, from `start` until `wait` returns, which it does when the machine is to stop.
+    fn execute(self, start: &Start<'_>, wait: impl FnOnce(&EndingSignals)) -> Result<Outcome, MachineError> {
+        let Self { vm, ports, mmio, control, signals, vcpus, exit_counters, .. } = self;
+        let processors = start.processors(&vm, vcpus)?;
+        let registers = MsrNumbers::of(vm.kvm())?;
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
         vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
         let started = Instant::now();
+        control.gate.expect(processors.len());
         let mut running = Vec::new();
         let mut failure = None;
-        for processor in processors {
-            match processor.start(Arc::clone(&ports), Arc::clone(&mmio), Arc::clone(&control)) {
+        for (mut processor, counters) in processors.into_iter().zip(exit_counters) {
+            processor.count_in(counters);
+            match processor.start(
+                registers.clone(),
+                Arc::clone(&ports),
+                Arc::clone(&mmio),
+                Arc::clone(&control),
+            ) {
                 Ok(vcpu) => running.push(vcpu),
                 Err(error) => {
                     control.stop(Stop::Failed(error.to_string()));
@@ -178,6 +203,35 @@ impl Machine {
         let vm_stats = vm.stats().map(|stats| stats.read()).unwrap_or_default();
         let exits = ExitReport { vcpus, vm: vm_stats, ports: ports.exits(), mmio: mmio.exits() };
         Ok(Outcome { stop, ran, exits })
+    }
+}
+
+/// How a machine begins.
+pub(crate) enum Begin<'a> {
+    /// With a kernel.
+    Boot(&'a BootSource),
+    /// Where it was saved, with these devices.
+    Restore(&'a Snapshot, &'a [Device]),
+}
+
+/// How its processors begin, once memory is filled.
+enum Start<'a> {
+    At(Entry),
+    Restored(&'a Snapshot, &'a [Device], Fixed),
+}
+
+impl Start<'_> {
+    fn processors(&self, vm: &Vm, count: u32) -> Result<Vec<Vcpu>, MachineError> {
+        match self {
+            Self::At(entry) => (0..count).map(|index| Vcpu::new(vm, index, count, *entry)).collect(),
+            Self::Restored(snapshot, devices, fixed) => {
+                let restored = (0..).zip(snapshot.vcpus());
+                let restored = restored.map(|(index, saved)| Vcpu::restored(vm, index, count, saved));
+                let processors = restored.collect::<Result<Vec<_>, _>>()?;
+                snapshot.restore(fixed, devices)?;
+                Ok(processors)
+            }
+        }
     }
 }
 
@@ -258,6 +312,7 @@ mod tests {
     use crate::bus::BusDevice;
     use crate::entry;
     use crate::layout::MMIO_LEN;
+    use crate::snapshot::Saver;
 
     /// Remembers what was written, and answers with a constant.
     #[derive(Default)]
@@ -313,7 +368,7 @@ mod tests {
 
         let control = Arc::clone(&machine.control);
         let outcome = machine
-            .execute(entry, |_| {
+            .execute(&Start::At(entry), |_| {
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while !control.stopping() {
                     assert!(Instant::now() < deadline, "the guest hangs");
@@ -330,5 +385,67 @@ mod tests {
         assert_eq!(outcome.exits.total("mmio-read"), 2);
         let window = &outcome.exits.mmio[0];
         assert_eq!((window.reads, window.writes), (1, 1));
+    }
+
+    /// Counts at 0x3000 for ever, and tells each number at port 0x500.
+    const COUNTER: [u8; 18] = [
+        0x66, 0xba, 0x00, 0x05, // mov dx, 0x500
+        0xff, 0x05, 0x00, 0x30, 0x00, 0x00, // inc dword [0x3000]
+        0xa1, 0x00, 0x30, 0x00, 0x00, // mov eax, [0x3000]
+        0xef, // out dx, eax
+        0xeb, 0xf2, // jmp to the inc
+    ];
+
+    fn wait_for_more(port: &Recorder, than: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while port.0.lock().unwrap().len() <= than {
+            assert!(Instant::now() < deadline, "the guest hangs");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Twice saved, twice restored in a machine of its own: no number is missing, none comes twice.
+    #[test]
+    fn a_guest_goes_on_in_another_machine() {
+        if vm::open_kvm().is_err() {
+            eprintln!("skipped: no KVM here");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let port = Arc::new(Recorder::default());
+        let mut clock = 0;
+        for generation in 0..3 {
+            let mut machine = Machine::on(vm::open_kvm().unwrap(), 32 << 20, 1).unwrap();
+            machine.ports.insert(0x500, 4, "recorder", Arc::clone(&port) as _).unwrap();
+            let (control, devices) = (Arc::clone(&machine.control), Arc::new(Vec::new()));
+            let saver = Saver { fixed: machine.fixed(), devices, control: Arc::clone(&control) };
+            let before = port.0.lock().unwrap().len();
+            let snapshot;
+            let start = if generation == 0 {
+                let (memory, entry) = (machine.vm.memory(), Entry::Pvh(0x1000));
+                memory.write_slice(&COUNTER, GuestAddress(0x1000)).unwrap();
+                entry::write_tables(memory, entry).unwrap();
+                Start::At(entry)
+            } else {
+                snapshot = Snapshot::open(&folder.path().join((generation - 1).to_string())).unwrap();
+                assert_eq!((snapshot.memory_size(), snapshot.vcpu_count()), (32 << 20, 1));
+                snapshot.check_places(&[]).unwrap();
+                snapshot.load(machine.vm.memory()).unwrap();
+                Start::Restored(&snapshot, &[], machine.fixed())
+            };
+            let outcome = machine.execute(&start, |_| {
+                wait_for_more(&port, before + 100);
+                control.gate.close(Duration::from_secs(20), vcpu::kick).unwrap();
+                let now = saver.fixed.vm.fd().get_clock().unwrap().clock;
+                assert!(now > clock, "KVM's clock went back from {clock} to {now}");
+                clock = now;
+                saver.save(&folder.path().join(generation.to_string())).unwrap();
+                control.stop(Stop::Saved);
+            });
+            assert_eq!(outcome.unwrap().stop, Stop::Saved);
+        }
+        let told = port.0.lock().unwrap();
+        let numbers = told.iter().map(|(_, data)| u32::from_le_bytes(data[..].try_into().unwrap()));
+        assert!(numbers.eq(1..=told.len() as u32));
     }
 }

@@ -15,11 +15,13 @@ mod acpi;
 mod boot;
 mod bus;
 mod control;
+mod control_socket;
 mod cpuid;
 mod devices;
 mod entry;
 mod error;
 mod exits;
+mod gate;
 mod guest;
 mod images;
 mod in_process;
@@ -35,12 +37,13 @@ mod report;
 mod rtc;
 mod schedule;
 mod serial;
+mod snapshot;
 mod terminal;
 mod vcpu;
 mod view;
 mod vm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -49,11 +52,14 @@ use iovirt::describe::{Description, parse_size};
 use iovirt::registry::Registry;
 
 use crate::boot::BootSource;
+use crate::control::Stop;
+use crate::control_socket::{ControlSocket, Operator};
 use crate::devices::{AttachDeviceError, Device, Place};
 use crate::error::MachineError;
-use crate::machine::Machine;
+use crate::machine::{Begin, Machine};
 use crate::report::Report;
 use crate::schedule::Appointment;
+use crate::snapshot::Snapshot;
 
 /// Boots Linux in a small KVM machine with virtual devices; without a kernel, a small guest of its own drives them; where KVM
 /// cannot run the guest, this process does.
@@ -61,7 +67,7 @@ use crate::schedule::Appointment;
 #[command(name = "microvm")]
 struct Options {
     /// The kernel: a bzImage or an ELF file
-    #[arg(long)]
+    #[arg(long, group = "origin")]
     kernel: Option<PathBuf>,
     /// The initial file system
     #[arg(long)]
@@ -85,9 +91,18 @@ struct Options {
     /// 'virtio-net -> stats -> tap,name=NAME'; repeatable
     #[arg(long = "tap", value_name = "NAME")]
     taps: Vec<String>,
+    /// Go on with a machine that was saved in this file; devices are those of the file unless others are given
+    #[arg(long, value_name = "FILE", group = "origin", conflicts_with_all = ["initrd", "cmdline", "memory", "vcpus"])]
+    restore: Option<PathBuf>,
     /// Something to do while the guest runs, such as '6s resize 0 128M'; repeatable
     #[arg(long = "at", value_name = "TIME ACTION")]
     appointments: Vec<Appointment>,
+    /// Take requests, lines of JSON, on a Unix socket made here
+    #[arg(long, value_name = "SOCKET", requires = "origin")]
+    control: Option<PathBuf>,
+    /// Send a request to a machine's control socket and print the reply
+    #[arg(long, num_args = 2, value_names = ["SOCKET", "REQUEST"])]
+    tell: Option<Vec<String>>,
     /// Show rates on standard error while the guest runs: as one line that is written over where that is a terminal, as its
     /// title where the guest's console is there too, else as a line each second
     #[arg(long)]
@@ -101,6 +116,20 @@ struct Options {
     /// Print all stages with their keys
     #[arg(long)]
     list_stages: bool,
+}
+
+/// Prints a machine's reply; the exit code says whether it did what it was told.
+fn tell(socket: &Path, request: &str) -> ExitCode {
+    match control_socket::tell(socket, request) {
+        Ok(reply) => {
+            println!("{reply}");
+            if reply.starts_with("{\"ok\"") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("microvm: cannot talk to {}: {error}", socket.display());
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// What to do next.
@@ -118,6 +147,8 @@ enum Failure {
     Device(#[from] devices::DeviceError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error("--control {}: {error}", path.display())]
+    ControlSocket { path: PathBuf, error: std::io::Error },
     #[error(transparent)]
     Guest(#[from] guest::GuestError),
     #[error("{pipeline}: {error}")]
@@ -138,6 +169,9 @@ fn main() -> ExitCode {
     if options.list_stages {
         print!("{}", iovirt::list_stages());
         return ExitCode::SUCCESS;
+    }
+    if let Some([socket, request]) = options.tell.as_deref() {
+        return tell(socket.as_ref(), request);
     }
     log_to_standard_error();
     match run(&options) {
@@ -172,7 +206,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<Report, Failure> {
-    let registry = Registry::standard();
+    let registry = Arc::new(Registry::standard());
     let parse = |(place, text): (Place, &String)| match registry.parse(text) {
         Ok(description) => Ok((place, description)),
         Err(error) => Err(Failure::Description { text: text.clone(), error }),
@@ -181,6 +215,9 @@ fn run(options: &Options) -> Result<Report, Failure> {
     let pci = options.pci_devices.iter().map(|text| (Place::Pci, text));
     let taps = options.taps.iter().map(|name| network::on_tap(&registry, name));
     let descriptions = mmio.chain(pci).map(parse).chain(taps).collect::<Result<Vec<_>, _>>()?;
+    if let Some(file) = &options.restore {
+        return restore(&registry, descriptions, options, file);
+    }
     let Some(kernel) = &options.kernel else {
         return run_built_in(&registry, descriptions, options.memory);
     };
@@ -188,7 +225,11 @@ fn run(options: &Options) -> Result<Report, Failure> {
     let readable = std::fs::File::open(kernel);
     readable.map_err(|source| MachineError::Read { path: kernel.clone(), source })?;
     match Machine::new(options.memory, options.vcpus) {
-        Ok(machine) => run_guest(&registry, descriptions, machine, options, kernel.clone()),
+        Ok(machine) => {
+            let (initrd, command_line) = (options.initrd.clone(), options.cmdline.clone());
+            let source = BootSource { kernel: kernel.clone(), initrd, command_line };
+            run_guest(&registry, descriptions, machine, options, Origin::Boot(&source))
+        }
         Err(error @ (MachineError::OpenKvm(_) | MachineError::No64Bit(_) | MachineError::KvmLacks(_))) => {
             run_in_process(&registry, descriptions, &error.to_string())
         }
@@ -197,21 +238,41 @@ fn run(options: &Options) -> Result<Report, Failure> {
 }
 
 fn run_guest(
-    registry: &Registry,
+    registry: &Arc<Registry>,
     descriptions: Vec<(Place, Description)>,
     mut machine: Machine,
     options: &Options,
-    kernel: PathBuf,
+    origin: Origin<'_>,
 ) -> Result<Report, Failure> {
     let attach = |(place, description)| Device::attach(registry, description, place, &mut machine);
     let devices = Arc::new(descriptions.into_iter().map(attach).collect::<Result<Vec<_>, _>>()?);
-    schedule::keep(options.appointments.clone(), devices.clone(), machine.control.clone());
-    let source = BootSource { kernel, initrd: options.initrd.clone(), command_line: options.cmdline.clone() };
-    if options.view {
-        view::start(devices.clone(), machine.exit_counters.clone(), machine.control.clone());
+    let bind = |path: &PathBuf| {
+        ControlSocket::bind(path).map_err(|error| Failure::ControlSocket { path: path.clone(), error })
+    };
+    // Until the end of the run.
+    let socket = options.control.as_ref().map(bind).transpose()?;
+    let (control, fixed) = (machine.control.clone(), machine.fixed());
+    let exits = machine.exit_counters.clone();
+    let begin = match origin {
+        Origin::Boot(source) => Begin::Boot(source),
+        Origin::Saved(snapshot) => Begin::Restore(snapshot, &devices),
+    };
+    // Not before, as a device that is being restored would forget what happened to it.
+    let running = || {
+        if options.view {
+            view::start(devices.clone(), exits, control.clone());
+        }
+        schedule::keep(options.appointments.clone(), devices.clone(), control.clone());
+        let operator = Operator::new(registry.clone(), devices.clone(), control.clone(), Some(fixed));
+        if let Some(Err(error)) = socket.as_ref().map(|socket| socket.serve(Arc::new(operator))) {
+            eprintln!("microvm: the control socket is not served: {error}");
+        }
+    };
+    let outcome = machine.run(&begin, running)?;
+    // What a saved machine has in flight is the business of whoever goes on with it.
+    if outcome.stop != Stop::Saved {
+        devices.iter().for_each(Device::finish);
     }
-    let outcome = machine.run(&source)?;
-    devices.iter().for_each(Device::finish);
     Ok(Report {
         driven_by: "KVM",
         end: outcome.stop.describe(),
@@ -220,6 +281,33 @@ fn run_guest(
         devices: devices.iter().map(Device::report).collect(),
         exits: Some(outcome.exits),
     })
+}
+
+/// Where a guest comes from.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Boot(&'a BootSource),
+    Saved(&'a Snapshot),
+}
+
+/// Goes on with a machine that was saved.
+fn restore(
+    registry: &Arc<Registry>,
+    given: Vec<(Place, Description)>,
+    options: &Options,
+    file: &Path,
+) -> Result<Report, Failure> {
+    let snapshot = Snapshot::open(file).map_err(MachineError::Snapshot)?;
+    let saved = |(place, text): (Place, &str)| match registry.parse(text) {
+        Ok(description) => Ok((place, description)),
+        Err(error) => Err(Failure::Description { text: text.to_owned(), error }),
+    };
+    let descriptions =
+        if given.is_empty() { snapshot.devices().map(saved).collect::<Result<_, _>>()? } else { given };
+    let places: Vec<Place> = descriptions.iter().map(|(place, _)| *place).collect();
+    snapshot.check_places(&places).map_err(MachineError::Snapshot)?;
+    let machine = Machine::new(snapshot.memory_size(), snapshot.vcpu_count())?;
+    run_guest(registry, descriptions, machine, options, Origin::Saved(&snapshot))
 }
 
 /// Without a kernel: the built-in guest, or where it cannot run, the in-process driver.

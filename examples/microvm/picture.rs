@@ -50,6 +50,36 @@ pub(crate) fn of(device: &DeviceReport, guest: &GuestDevice, exits: Option<&Exit
     picture.0
 }
 
+/// What all devices together cost in exits.
+pub(crate) fn exits(exits: &ExitReport, requests: u64) -> String {
+    let count = |kinds: &[&str]| -> u64 { kinds.iter().map(|kind| exits.total(kind)).sum() };
+    let registers = count(&["mmio-read", "mmio-write"]);
+    let ports = count(&["port-read", "port-write"]);
+    let mut text = format!(
+        "\nVM exits to this process: {registers} for registers, {} per request; {ports} by ports, for the guest's report",
+        per(registers, requests)
+    );
+    let pci = exits.mmio.iter().find(|window| window.name == "pci memory" && window.reads > 0);
+    if let Some(window) = pci {
+        let _ = write!(
+            text,
+            " and PCI's configuration\n  of those for registers, {} on PCI",
+            window.reads + window.writes
+        );
+    }
+    let all = exits.counted_by_kvm("exits");
+    if all > 0 {
+        let _ = write!(
+            text,
+            "\nVM exits by KVM's own count: {all}, {} per request; the guest was halted {} times",
+            per(all, requests),
+            exits.counted_by_kvm("halt_exits")
+        );
+    }
+    text.push('\n');
+    text
+}
+
 struct Picture(String);
 
 impl Picture {

@@ -66,6 +66,18 @@ impl PowerManagement {
     }
 }
 
+impl PowerManagement {
+    /// What a saved machine keeps of it.
+    pub(crate) fn save(&self) -> u16 {
+        self.enabled.load(Relaxed)
+    }
+
+    /// Takes it back.
+    pub(crate) fn restore(&self, saved: u16) {
+        self.enabled.store(saved, Relaxed);
+    }
+}
+
 impl BusDevice for PowerManagement {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let [low, high] = self.enabled.load(Relaxed).to_le_bytes();

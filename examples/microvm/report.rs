@@ -43,7 +43,12 @@ impl Report {
         }
         if let Some(exits) = &self.exits {
             let requests = self.devices.iter().map(|device| device.totals()[0]).sum();
-            text.push_str(&exits_text(exits, requests));
+            let pictures = self.devices.iter().any(|device| device.guest.is_some());
+            text.push_str(&if pictures {
+                picture::exits(exits, requests)
+            } else {
+                exits_text(exits, requests)
+            });
         }
         text
     }
@@ -109,16 +114,8 @@ fn exits_text(exits: &ExitReport, requests: u64) -> String {
             per(window.reads + window.writes, requests)
         );
     }
-    let counted = |name: &str| {
-        exits
-            .vcpus
-            .iter()
-            .flat_map(|vcpu| &vcpu.kvm)
-            .filter(|stat| stat.name == name)
-            .map(|stat| stat.value)
-            .sum()
-    };
-    let all: u64 = counted("exits");
+    let counted = |name: &str| exits.counted_by_kvm(name);
+    let all = counted("exits");
     if all > 0 {
         let _ = writeln!(text, "VM exits by KVM's own count: {all}, {} per request", per(all, requests));
         for name in ["io_exits", "mmio_exits", "halt_exits", "irq_exits", "irq_injections"] {

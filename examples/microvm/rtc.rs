@@ -5,6 +5,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
 
 pub(crate) const RTC_PORT: u16 = 0x70;
@@ -41,7 +43,35 @@ struct State {
     offset: i64,
 }
 
+/// What a saved machine keeps of the clock; the time itself is the host's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RtcState {
+    index: u8,
+    ram: Vec<u8>,
+    offset: i64,
+}
+
 impl Rtc {
+    /// The state of the chip.
+    pub(crate) fn save(&self) -> RtcState {
+        let state = self.state();
+        RtcState { index: state.index, ram: state.ram.to_vec(), offset: state.offset }
+    }
+
+    /// Takes it back.
+    pub(crate) fn restore(&self, saved: &RtcState) -> Result<(), &'static str> {
+        let ram = saved.ram[..].try_into().map_err(|_| "the clock has another number of registers")?;
+        // A guest can set the clock to any year of four digits, and to no other.
+        let fits = saved.index < 0x80 && saved.offset.unsigned_abs() < 1 << 40;
+        let state = State { index: saved.index, ram, offset: saved.offset };
+        if fits {
+            *self.state() = state
+        } else {
+            return Err("the clock is set to no time");
+        }
+        Ok(())
+    }
+
     pub(crate) fn new() -> Self {
         let mut ram = [0; REGISTERS];
         ram[usize::from(STATUS_A)] = A_RUNNING;

@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use vm_superio::serial::SerialEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -82,9 +83,17 @@ impl Write for Lines {
 
 type Uart = Serial<Line, Room, Lines>;
 
+/// What a saved machine keeps of the port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SerialPortState {
+    registers: [u8; 9],
+    input: Vec<u8>,
+}
+
 /// A serial port with a 16550 inside.
 pub(crate) struct SerialPort {
     uart: Mutex<Uart>,
+    line: EventFd,
     /// Wakes the console's thread: there is room for input, or output is pending.
     wake: Arc<EventFd>,
 }
@@ -94,8 +103,59 @@ impl SerialPort {
     pub(crate) fn new(line: EventFd, out: Box<dyn Write + Send>) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let lines = Lines { pending: Vec::with_capacity(LINE), out, wake: Arc::clone(&wake) };
-        let uart = Serial::with_events(Line(line), Room(Arc::clone(&wake)), lines);
-        Ok(Self { uart: Mutex::new(uart), wake })
+        let uart = Serial::with_events(Line(line.try_clone()?), Room(Arc::clone(&wake)), lines);
+        Ok(Self { uart: Mutex::new(uart), line, wake })
+    }
+
+    /// What a saved machine keeps of the port: its registers, and what was typed and not read.
+    pub(crate) fn save(&self) -> SerialPortState {
+        self.flush();
+        let state = self.uart().state();
+        SerialPortState {
+            registers: [
+                state.baud_divisor_low,
+                state.baud_divisor_high,
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+            ],
+            input: state.in_buffer,
+        }
+    }
+
+    /// Takes it back. An interrupt that the guest has not seen is raised again.
+    pub(crate) fn restore(&self, saved: &SerialPortState) -> Result<(), &'static str> {
+        let [low, high, enable, identification, control, status, modem_control, modem_status, scratch] =
+            saved.registers;
+        let state = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: enable,
+            interrupt_identification: identification,
+            line_control: control,
+            line_status: status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: saved.input.clone(),
+        };
+        let refused = "the serial port cannot be in that state";
+        let line = Line(self.line.try_clone().map_err(|_| refused)?);
+        let wake = Arc::clone(&self.wake);
+        let mut uart = self.uart();
+        let lines =
+            Lines { pending: Vec::with_capacity(LINE), out: Box::new(io::sink()), wake: Arc::clone(&wake) };
+        let mut restored = Uart::from_state(&state, line, Room(wake), lines).map_err(|_| refused)?;
+        std::mem::swap(&mut restored.writer_mut().out, &mut uart.writer_mut().out);
+        *uart = restored;
+        drop(uart);
+        // The thread that feeds it looks again whether there is room.
+        let _ = self.wake.write(1);
+        Ok(())
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {

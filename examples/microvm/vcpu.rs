@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_run};
+use iovirt::core::state::SavedState;
+use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
@@ -16,6 +17,7 @@ use crate::entry::{self, Entry};
 use crate::error::MachineError;
 use crate::exits::{ExitCounters, ExitKind, StatsFd};
 use crate::layout::PAGE_TABLES;
+use crate::snapshot::{MsrNumbers, VcpuState, check_host};
 use crate::vm::Vm;
 
 const MSR_MISC_ENABLE: u32 = 0x1a0;
@@ -37,6 +39,8 @@ const SSE_CONTROL: u32 = 0x1f80;
 pub(crate) struct Vcpu {
     index: u32,
     fd: VcpuFd,
+    /// What it was told about itself.
+    cpuid: CpuId,
     counters: Arc<ExitCounters>,
     stats: Option<StatsFd>,
 }
@@ -49,15 +53,10 @@ pub(crate) struct RunningVcpu {
 }
 
 impl Vcpu {
-    /// Processor `index` of as many as there are counters. The first one starts at `entry`, the others wait for the first to start them.
-    pub(crate) fn new(
-        vm: &Vm,
-        index: u32,
-        counters: &[Arc<ExitCounters>],
-        entry: Entry,
-    ) -> Result<Self, MachineError> {
+    /// Processor `index` of `count`. The first one starts at `entry`, the others wait for the first to start them.
+    pub(crate) fn new(vm: &Vm, index: u32, count: u32, entry: Entry) -> Result<Self, MachineError> {
         let fd = vm.fd().create_vcpu(u64::from(index)).map_err(MachineError::kvm("create a vCPU"))?;
-        let cpuid = cpuid::for_vcpu(vm.kvm(), index, counters.len() as u32)?;
+        let cpuid = cpuid::for_vcpu(vm.kvm(), index, count)?;
         fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("set a vCPU's CPUID"))?;
         set_msrs(&fd)?;
         set_lapic(&fd).map_err(MachineError::kvm("set a vCPU's local APIC"))?;
@@ -71,12 +70,30 @@ impl Vcpu {
                 .map_err(MachineError::kvm("set a vCPU's registers"))?;
         }
         let stats = StatsFd::open(&fd);
-        Ok(Self { index, fd, counters: counters[index as usize].clone(), stats })
+        Ok(Self { index, fd, cpuid, counters: Arc::default(), stats })
     }
 
-    /// Runs until the machine stops, on a thread of its own.
+    /// Processor `index` of `count` as it was saved.
+    pub(crate) fn restored(vm: &Vm, index: u32, count: u32, saved: &VcpuState) -> Result<Self, MachineError> {
+        let fd = vm.fd().create_vcpu(u64::from(index)).map_err(MachineError::kvm("create a vCPU"))?;
+        check_host(vm.fd())?;
+        let supported = cpuid::for_vcpu(vm.kvm(), index, count)?;
+        let cpuid = saved.cpuid(&supported)?;
+        fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("set a vCPU's CPUID"))?;
+        saved.write(&fd)?;
+        let stats = StatsFd::open(&fd);
+        Ok(Self { index, fd, cpuid, counters: Arc::default(), stats })
+    }
+
+    /// Has its exits counted there.
+    pub(crate) fn count_in(&mut self, counters: Arc<ExitCounters>) {
+        self.counters = counters;
+    }
+
+    /// Runs until the machine stops, on a thread of its own; `registers` are those to be saved.
     pub(crate) fn start(
         mut self,
+        registers: MsrNumbers,
         ports: Arc<Bus>,
         mmio: Arc<Bus>,
         control: Arc<Control>,
@@ -86,7 +103,7 @@ impl Vcpu {
         let thread = thread::Builder::new()
             .name(format!("vcpu{}", self.index))
             .spawn(move || {
-                let run = AssertUnwindSafe(|| self.run(&ports, &mmio, &control));
+                let run = AssertUnwindSafe(|| self.run(&ports, &mmio, &control, &registers));
                 if catch_unwind(run).is_err() {
                     // The panic hook has told the details.
                     control.stop(Stop::Failed("the thread of a vCPU panicked".to_owned()));
@@ -96,11 +113,16 @@ impl Vcpu {
         Ok(RunningVcpu { thread, counters, stats })
     }
 
-    fn run(&mut self, ports: &Bus, mmio: &Bus, control: &Control) {
+    fn run(&mut self, ports: &Bus, mmio: &Bus, control: &Control, registers: &MsrNumbers) {
         // SAFETY: the value lives as long as this call at most, and `self` longer.
         let kickable = unsafe { Kickable::enter(&mut self.fd) };
         let run = kickable.run;
+        let seat = control.gate.enter(self.index);
         while !control.stopping() {
+            if control.gate.is_closed() {
+                // An access that a device has answered is finished, and then the guest is not entered.
+                self.fd.set_kvm_immediate_exit(1);
+            }
             let kind = match self.fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => {
                     // SAFETY: the exit is one of port I/O, so that the kernel filled this member of the union; no
@@ -156,6 +178,14 @@ impl Vcpu {
                 }
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                     self.fd.set_kvm_immediate_exit(0);
+                    if control.gate.is_closed() {
+                        let tell = || {
+                            VcpuState::read(&self.fd, &self.cpuid, registers).map(|state| state.to_envelope())
+                        };
+                        seat.wait(|| control.stopping(), || tell().map_err(|error| error.to_string()));
+                        // A guest that knows KVM's clock takes the pause for what it is; others get no word.
+                        let _ = self.fd.kvmclock_ctrl();
+                    }
                     ExitKind::Interrupted
                 }
                 Err(error) => {

@@ -133,6 +133,11 @@ impl Vm {
             .map_err(MachineError::kvm("connect a doorbell"))
     }
 
+    /// The machine, for whoever saves or restores it.
+    pub(crate) fn handle(&self) -> VmHandle {
+        VmHandle(self.shared.clone())
+    }
+
     /// KVM's own counters for the machine.
     pub(crate) fn stats(&self) -> Option<StatsFd> {
         StatsFd::open(&self.shared.fd)
@@ -151,6 +156,25 @@ impl Vm {
     /// Registers doorbells where they are now, and takes them back where they were.
     pub(crate) fn doorbells(&self) -> Doorbells {
         Doorbells(self.shared.clone())
+    }
+}
+
+/// A machine whose owner runs it.
+pub(crate) struct VmHandle(Arc<Shared>);
+
+impl VmHandle {
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.0.fd
+    }
+
+    /// The guest's memory.
+    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
+        &self.0.memory
+    }
+
+    /// The number of bytes of memory.
+    pub(crate) fn memory_size(&self) -> u64 {
+        self.0.memory.iter().map(GuestMemoryRegion::len).sum()
     }
 }
 

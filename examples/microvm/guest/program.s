@@ -353,7 +353,7 @@ iovirt_microvm_guest_start:
     mov eax, {kind_phase}
     jmp .Lreport
 
-// From here on a batch is waited for.
+// From here on a batch is waited for: before the doorbell, as the device may well answer before the guest's next instruction.
 .Lstart_clock:
     rdtsc
     mov [{rang}], eax
@@ -524,8 +524,8 @@ iovirt_microvm_guest_start:
 1:  call .Lprepare
     call .Lnext_slot
     jb 1b
-    call .Lring
     call .Lstart_clock
+    call .Lring
     call .Lwait
     call .Lstop_clock
     mov dword ptr [{slot}], 0
@@ -641,8 +641,8 @@ iovirt_microvm_guest_start:
     mov esi, {queue_0}
     xor eax, eax
     call .Lmake_available
-    call .Lring
     call .Lstart_clock
+    call .Lring
     call .Lwait
     call .Lstop_clock
     mov dword ptr [{rings_0} + 12], 1 << 16 | 1
@@ -803,8 +803,8 @@ iovirt_microvm_guest_start:
     call .Lmake_available
     call .Lnext_slot
     jb 3b
-    call .Lring
     call .Lstart_clock
+    call .Lring
     call .Lwait
     test dword ptr [ebx + {d_flags}], {flag_verify}
     jz 5f

@@ -12,6 +12,8 @@ use crate::lab::kernel::Series;
 use crate::lab::machine::{empty_folder, folder};
 use crate::lab::parts::{Parts, add_program};
 
+/// What the scripts of cases use.
+const HOST_LIBRARY: &str = include_str!("../../lab/host/lib.sh");
 /// Room on the work disk. The file is sparse.
 const SIZE: u64 = 4 << 30;
 
@@ -125,7 +127,10 @@ fn run_script(case: &Case, kernel: Series) -> String {
     let Some(script) = case.host else { return format!("exec /lab/bin/microvm {vmm}\n") };
     // Whatever becomes of the script, no VMM outlives the case.
     let limit = format!("exec timeout -s KILL {}", case.limit);
-    format!("guest() {{\n\t{limit} /lab/bin/microvm {vmm} \"$@\"\n}}\n{script}")
+    format!(
+        "guest() {{\n\t{limit} /lab/bin/microvm {vmm} \"$@\"\n}}\n\
+         restored() {{\n\t{limit} /lab/bin/microvm --restore \"$@\"\n}}\n{HOST_LIBRARY}{script}"
+    )
 }
 
 /// Words as a shell takes them apart again.

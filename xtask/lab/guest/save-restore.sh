@@ -1,0 +1,42 @@
+# Files on one disk, direct I/O on another, on two processors, while the machine is saved and goes on elsewhere.
+. /cases/sign.sh
+
+# Switches off at the end, as the exit port is out of reach: KVM gives a busy task state segment back, as processors have it, and the
+# QEMU of the lab grants ports to programs only by one that is not busy.
+end() {
+	cd /
+	sync
+	echo "guest: $case ends with $1 after $(cut -d' ' -f1 /proc/uptime) s"
+	[ "$1" != 0 ] || poweroff -f
+	reboot -f
+	while :; do sleep 1; done
+}
+
+find_disk files
+mkdir -p /mnt
+expect "mounted" mount -t ext4 -o rw "$found" /mnt
+find_disk raw
+raw=$found
+seq 1 60000 | head -c 262144 >/pattern
+(
+	until [ -e /enough ]; do
+		dd if=/pattern of="$raw" bs=32k seek=8 oflag=direct conv=notrunc 2>/dev/null || echo "write" >>/bad
+		dd if="$raw" bs=32k skip=8 count=8 iflag=direct 2>/dev/null | cmp -s - /pattern || echo "read" >>/bad
+		echo >>/rounds
+	done
+) &
+direct=$!
+expect "files are written" write_files 2
+expect "the sign came" signed 2
+touch /enough
+wait $direct
+echo "guest: $(wc -l </rounds) rounds of direct I/O"
+expect "direct I/O is right" [ ! -e /bad ]
+expect "time never ran backwards ($backwards)" [ -z "$backwards" ]
+sync
+echo 3 >/proc/sys/vm/drop_caches
+expect "the files read back" sh -c 'cd /mnt && sha256sum -c -s sums'
+expect "unmounted" umount /mnt
+expect "two processors" [ "$(grep -c ^processor /proc/cpuinfo)" = 2 ]
+dmesg | tail -n 5
+expect "no complaint in the log" sh -c '! dmesg | grep -iE "i/o error|ext4-fs error|hung task|soft lockup|rcu.*stall"'

@@ -1,0 +1,12 @@
+# Files are written while the disk below moves from file to file.
+. /cases/sign.sh
+find_disk files
+mkdir -p /mnt
+expect "mounted" mount -t ext4 -o rw "$found" /mnt
+expect "files are written" write_files 2
+expect "the sign came" signed 2
+sync
+echo 3 >/proc/sys/vm/drop_caches
+expect "the files read back" sh -c 'cd /mnt && sha256sum -c -s sums'
+expect "unmounted" umount /mnt
+expect "no I/O error in the log" sh -c '! dmesg | grep -iE "i/o error|ext4-fs error|hung task"'
