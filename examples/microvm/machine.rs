@@ -56,7 +56,6 @@ pub(crate) struct Machine {
     rtc: Arc<Rtc>,
     power: Arc<PowerManagement>,
     signals: EndingSignals,
-    vcpus: u32,
     /// Those of each processor.
     pub(crate) exit_counters: Vec<Arc<ExitCounters>>,
 }
@@ -107,8 +106,7 @@ impl Machine {
         ports.insert(u64::from(PM_BASE), PM_LEN, "acpi", Arc::clone(&power) as _)?;
         let (mmio, slots) = (Bus::default(), Slots::default());
         let exit_counters = (0..vcpus).map(|_| Arc::default()).collect();
-        let pci = None;
-        Ok(Self { vm, ports, mmio, slots, control, pci, serial, rtc, power, signals, vcpus, exit_counters })
+        Ok(Self { vm, ports, mmio, slots, control, pci: None, serial, rtc, power, signals, exit_counters })
     }
 
     /// The PCI bus.
@@ -133,7 +131,7 @@ impl Machine {
         let memory = self.vm.memory();
         let start = match begin {
             Begin::Boot(source) => {
-                let (vcpus, slots) = (self.vcpus as u8, self.slots.taken());
+                let (vcpus, slots) = (self.exit_counters.len() as u8, self.slots.taken());
                 let hardware = Hardware { vcpus, slots, pci: self.pci.is_some() };
                 Start::At(boot::load(memory, self.vm.memory_size(), source, &hardware)?)
             }
@@ -168,8 +166,8 @@ impl Machine {
 
     /// Runs what is in memory, from `start` until `wait` returns, which it does when the machine is to stop.
     fn execute(self, start: &Start<'_>, wait: impl FnOnce(&EndingSignals)) -> Result<Outcome, MachineError> {
-        let Self { vm, ports, mmio, control, signals, vcpus, exit_counters, .. } = self;
-        let processors = start.processors(&vm, vcpus)?;
+        let Self { vm, ports, mmio, control, signals, exit_counters, .. } = self;
+        let processors = start.processors(&vm, &exit_counters)?;
         let registers = MsrNumbers::of(vm.kvm())?;
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
         vcpu::install_kick_handler().map_err(MachineError::host("set up a signal"))?;
@@ -177,8 +175,7 @@ impl Machine {
         control.gate.expect(processors.len());
         let mut running = Vec::new();
         let mut failure = None;
-        for (mut processor, counters) in processors.into_iter().zip(exit_counters) {
-            processor.count_in(counters);
+        for processor in processors {
             match processor.start(
                 registers.clone(),
                 Arc::clone(&ports),
@@ -221,12 +218,14 @@ enum Start<'a> {
 }
 
 impl Start<'_> {
-    fn processors(&self, vm: &Vm, count: u32) -> Result<Vec<Vcpu>, MachineError> {
+    fn processors(&self, vm: &Vm, counters: &[Arc<ExitCounters>]) -> Result<Vec<Vcpu>, MachineError> {
         match self {
-            Self::At(entry) => (0..count).map(|index| Vcpu::new(vm, index, count, *entry)).collect(),
+            Self::At(entry) => {
+                (0..).zip(counters).map(|(index, _)| Vcpu::new(vm, index, counters, *entry)).collect()
+            }
             Self::Restored(snapshot, devices, fixed) => {
-                let restored = (0..).zip(snapshot.vcpus());
-                let restored = restored.map(|(index, saved)| Vcpu::restored(vm, index, count, saved));
+                let restored = (0..).zip(snapshot.vcpus()).zip(counters);
+                let restored = restored.map(|((index, saved), _)| Vcpu::restored(vm, index, counters, saved));
                 let processors = restored.collect::<Result<Vec<_>, _>>()?;
                 snapshot.restore(fixed, devices)?;
                 Ok(processors)
@@ -387,24 +386,48 @@ mod tests {
         assert_eq!((window.reads, window.writes), (1, 1));
     }
 
-    /// Counts at 0x3000 for ever, and tells each number at port 0x500.
-    const COUNTER: [u8; 18] = [
+    /// Takes a number from port 0x500 and counts at 0x3000, and tells both at that port, for ever.
+    const COUNTER: [u8; 20] = [
         0x66, 0xba, 0x00, 0x05, // mov dx, 0x500
+        0xed, // in eax, dx
         0xff, 0x05, 0x00, 0x30, 0x00, 0x00, // inc dword [0x3000]
+        0xef, // out dx, eax
         0xa1, 0x00, 0x30, 0x00, 0x00, // mov eax, [0x3000]
         0xef, // out dx, eax
-        0xeb, 0xf2, // jmp to the inc
+        0xeb, 0xf0, // jmp to the in
     ];
 
-    fn wait_for_more(port: &Recorder, than: usize) {
+    /// Gives each number once, and remembers what it was told.
+    #[derive(Default)]
+    struct Numbers(Mutex<(u32, Vec<u32>)>);
+
+    impl BusDevice for Numbers {
+        fn read(&self, _: u64, data: &mut [u8]) {
+            let mut state = self.0.lock().unwrap();
+            state.0 += 1;
+            data.copy_from_slice(&state.0.to_le_bytes());
+        }
+
+        fn write(&self, _: u64, data: &[u8]) {
+            self.0.lock().unwrap().1.push(u32::from_le_bytes(data.try_into().unwrap()));
+        }
+    }
+
+    impl Numbers {
+        fn told(&self) -> usize {
+            self.0.lock().unwrap().1.len()
+        }
+    }
+
+    fn wait_for_more(port: &Numbers, than: usize) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while port.0.lock().unwrap().len() <= than {
+        while port.told() <= than {
             assert!(Instant::now() < deadline, "the guest hangs");
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Twice saved, twice restored in a machine of its own: no number is missing, none comes twice.
+    /// Saved and restored again and again, each time in a machine of its own: no number is missing, none comes twice.
     #[test]
     fn a_guest_goes_on_in_another_machine() {
         if vm::open_kvm().is_err() {
@@ -412,14 +435,14 @@ mod tests {
             return;
         }
         let folder = tempfile::tempdir().unwrap();
-        let port = Arc::new(Recorder::default());
+        let port = Arc::new(Numbers::default());
         let mut clock = 0;
-        for generation in 0..3 {
+        for generation in 0..20 {
             let mut machine = Machine::on(vm::open_kvm().unwrap(), 32 << 20, 1).unwrap();
-            machine.ports.insert(0x500, 4, "recorder", Arc::clone(&port) as _).unwrap();
+            machine.ports.insert(0x500, 4, "numbers", Arc::clone(&port) as _).unwrap();
             let (control, devices) = (Arc::clone(&machine.control), Arc::new(Vec::new()));
             let saver = Saver { fixed: machine.fixed(), devices, control: Arc::clone(&control) };
-            let before = port.0.lock().unwrap().len();
+            let before = port.told();
             let snapshot;
             let start = if generation == 0 {
                 let (memory, entry) = (machine.vm.memory(), Entry::Pvh(0x1000));
@@ -444,8 +467,8 @@ mod tests {
             });
             assert_eq!(outcome.unwrap().stop, Stop::Saved);
         }
-        let told = port.0.lock().unwrap();
-        let numbers = told.iter().map(|(_, data)| u32::from_le_bytes(data[..].try_into().unwrap()));
-        assert!(numbers.eq(1..=told.len() as u32));
+        let told = &port.0.lock().unwrap().1;
+        let expected = (1..).flat_map(|number| [number, number]).take(told.len());
+        assert!(told.iter().copied().eq(expected), "a number is missing or came twice");
     }
 }

@@ -87,10 +87,6 @@ struct Options {
     /// A device on the PCI bus; repeatable
     #[arg(long = "pci-device", value_name = "PIPELINE")]
     pci_devices: Vec<String>,
-    /// A network card on a tap of the host, which is made where there is none: short for --device
-    /// 'virtio-net -> stats -> tap,name=NAME'; repeatable
-    #[arg(long = "tap", value_name = "NAME")]
-    taps: Vec<String>,
     /// Go on with a machine that was saved in this file; devices are those of the file unless others are given
     #[arg(long, value_name = "FILE", group = "origin", conflicts_with_all = ["initrd", "cmdline", "memory", "vcpus"])]
     restore: Option<PathBuf>,
@@ -103,6 +99,10 @@ struct Options {
     /// Send a request to a machine's control socket and print the reply
     #[arg(long, num_args = 2, value_names = ["SOCKET", "REQUEST"])]
     tell: Option<Vec<String>>,
+    /// A network card on a tap of the host, which is made where there is none: short for --device
+    /// 'virtio-net -> stats -> tap,name=NAME'; repeatable
+    #[arg(long = "tap", value_name = "NAME")]
+    taps: Vec<String>,
     /// Show rates on standard error while the guest runs: as one line that is written over where that is a terminal, as its
     /// title where the guest's console is there too, else as a line each second
     #[arg(long)]
@@ -252,22 +252,21 @@ fn run_guest(
     // Until the end of the run.
     let socket = options.control.as_ref().map(bind).transpose()?;
     let (control, fixed) = (machine.control.clone(), machine.fixed());
-    let exits = machine.exit_counters.clone();
     let begin = match origin {
         Origin::Boot(source) => Begin::Boot(source),
         Origin::Saved(snapshot) => Begin::Restore(snapshot, &devices),
     };
     // Not before, as a device that is being restored would forget what happened to it.
     let running = || {
-        if options.view {
-            view::start(devices.clone(), exits, control.clone());
-        }
         schedule::keep(options.appointments.clone(), devices.clone(), control.clone());
         let operator = Operator::new(registry.clone(), devices.clone(), control.clone(), Some(fixed));
         if let Some(Err(error)) = socket.as_ref().map(|socket| socket.serve(Arc::new(operator))) {
             eprintln!("microvm: the control socket is not served: {error}");
         }
     };
+    if options.view {
+        view::start(devices.clone(), machine.exit_counters.clone(), machine.control.clone());
+    }
     let outcome = machine.run(&begin, running)?;
     // What a saved machine has in flight is the business of whoever goes on with it.
     if outcome.stop != Stop::Saved {

@@ -53,10 +53,15 @@ pub(crate) struct RunningVcpu {
 }
 
 impl Vcpu {
-    /// Processor `index` of `count`. The first one starts at `entry`, the others wait for the first to start them.
-    pub(crate) fn new(vm: &Vm, index: u32, count: u32, entry: Entry) -> Result<Self, MachineError> {
+    /// Processor `index` of as many as there are counters. The first one starts at `entry`, the others wait for the first to start them.
+    pub(crate) fn new(
+        vm: &Vm,
+        index: u32,
+        counters: &[Arc<ExitCounters>],
+        entry: Entry,
+    ) -> Result<Self, MachineError> {
         let fd = vm.fd().create_vcpu(u64::from(index)).map_err(MachineError::kvm("create a vCPU"))?;
-        let cpuid = cpuid::for_vcpu(vm.kvm(), index, count)?;
+        let cpuid = cpuid::for_vcpu(vm.kvm(), index, counters.len() as u32)?;
         fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("set a vCPU's CPUID"))?;
         set_msrs(&fd)?;
         set_lapic(&fd).map_err(MachineError::kvm("set a vCPU's local APIC"))?;
@@ -70,11 +75,17 @@ impl Vcpu {
                 .map_err(MachineError::kvm("set a vCPU's registers"))?;
         }
         let stats = StatsFd::open(&fd);
-        Ok(Self { index, fd, cpuid, counters: Arc::default(), stats })
+        Ok(Self { index, fd, cpuid, counters: counters[index as usize].clone(), stats })
     }
 
-    /// Processor `index` of `count` as it was saved.
-    pub(crate) fn restored(vm: &Vm, index: u32, count: u32, saved: &VcpuState) -> Result<Self, MachineError> {
+    /// Processor `index` of as many as there are counters, as it was saved.
+    pub(crate) fn restored(
+        vm: &Vm,
+        index: u32,
+        counters: &[Arc<ExitCounters>],
+        saved: &VcpuState,
+    ) -> Result<Self, MachineError> {
+        let count = counters.len() as u32;
         let fd = vm.fd().create_vcpu(u64::from(index)).map_err(MachineError::kvm("create a vCPU"))?;
         check_host(vm.fd())?;
         let supported = cpuid::for_vcpu(vm.kvm(), index, count)?;
@@ -82,12 +93,7 @@ impl Vcpu {
         fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("set a vCPU's CPUID"))?;
         saved.write(&fd)?;
         let stats = StatsFd::open(&fd);
-        Ok(Self { index, fd, cpuid, counters: Arc::default(), stats })
-    }
-
-    /// Has its exits counted there.
-    pub(crate) fn count_in(&mut self, counters: Arc<ExitCounters>) {
-        self.counters = counters;
+        Ok(Self { index, fd, cpuid, counters: counters[index as usize].clone(), stats })
     }
 
     /// Runs until the machine stops, on a thread of its own; `registers` are those to be saved.

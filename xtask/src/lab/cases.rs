@@ -36,16 +36,16 @@ pub(crate) const ALL: [&Case; 19] = [
     &smp::CASE,
     &pci::CASE,
     &pci_pin::CASE,
+    &save_restore::CASE,
+    &swap::CASE,
+    &vanished::CASE,
+    &terminated::CASE,
     &net::MMIO,
     &net::PCI,
     &net::QUEUES,
     &net::FAULT,
     &net::GONE,
     &net::GIB,
-    &save_restore::CASE,
-    &swap::CASE,
-    &vanished::CASE,
-    &terminated::CASE,
 ];
 
 /// What a case's machine runs.
@@ -74,14 +74,15 @@ pub(crate) struct Case {
     pub devices: &'static [&'static str],
     /// Those of them that are on the PCI bus.
     pub pci_devices: &'static [&'static str],
+    /// What the lab machine does in place of just running our VMM, which is `guest` in this shell script, to be run in the
+    /// background. Such a case has no reference.
+    pub host: Option<&'static str>,
     /// It takes so long that it runs only if it is named.
     pub only_by_name: bool,
     /// Further words for the guest kernel's command line.
     pub words: &'static str,
     /// Further options of our VMM.
     pub options: &'static [&'static str],
-    /// What the lab machine does in place of just running our VMM; see `xtask/lab/host/lib.sh`. Such a case has no reference.
-    pub host: Option<&'static str>,
     /// The same devices in QEMU's words, for runs against QEMU's own.
     pub reference: &'static [&'static str],
     /// What to tell QEMU's monitor once the guest says that it is ready.
@@ -123,10 +124,10 @@ pub(crate) const BLANK: Case = Case {
     root: None,
     devices: &[],
     pci_devices: &[],
+    host: None,
     only_by_name: false,
     words: "",
     options: &[],
-    host: None,
     reference: &[],
     command: None,
     code: 0,
