@@ -296,6 +296,19 @@ fn put_below(chain: &mut Chain, stage: &str, newcomer: Chain) -> Option<Chain> {
 }
 
 impl DeviceReport {
+    /// That of a device with one queue, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_one_queue(pipeline: &str, queue: QueueReport) -> Self {
+        Self {
+            pipeline: pipeline.to_owned(),
+            queues: vec![queue],
+            stages: Vec::new(),
+            description: None,
+            window: None,
+            guest: None,
+        }
+    }
+
     /// Sums over all queues: requests, doorbells, interrupts.
     pub(crate) fn totals(&self) -> [u64; 3] {
         self.queues.iter().fold([0; 3], |[requests, doorbells, interrupts], queue| {

@@ -218,7 +218,9 @@ mod tests {
         // A machine that stops does not wait for a gate that is closed.
         machine.gate.close(LONG, |_| ()).unwrap();
         machine.stop.store(true, Ordering::SeqCst);
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         assert_eq!(machine.gate.close(Duration::ZERO, |_| ()), Ok(()));
     }
 

@@ -232,8 +232,7 @@ mod tests {
     #[test]
     fn a_picture_escapes_its_texts_and_survives_an_empty_run() {
         let queue = QueueReport { requests: 8, doorbells: 2, interrupts: 0 };
-        let pipeline = "virtio-blk -> stats".to_owned();
-        let device = DeviceReport { pipeline, queues: vec![queue], stages: Vec::new() };
+        let device = DeviceReport::of_one_queue("virtio-blk -> stats", queue);
         let mut report = Report {
             driven_by: "nobody",
             end: "a <b> & \u{1b}c".to_owned(),

@@ -162,14 +162,7 @@ mod tests {
         let window = RangeExits { name: "disk \"a\"\n".to_owned(), reads: 0, writes: 3 };
         let exits = ExitReport { vcpus: vec![vcpu], vm: Vec::new(), ports: Vec::new(), mmio: vec![window] };
         let queue = QueueReport { requests: 10, doorbells: 2, interrupts: 1 };
-        let device = DeviceReport {
-            pipeline: "virtio-blk -> null".to_owned(),
-            queues: vec![queue],
-            stages: Vec::new(),
-            description: None,
-            window: None,
-            guest: None,
-        };
+        let device = DeviceReport::of_one_queue("virtio-blk -> null", queue);
         let end = "the guest ended with code 3".to_owned();
         Report { driven_by: "kvm", end, code: 3, seconds: 1.5, devices: vec![device], exits: Some(exits) }
     }

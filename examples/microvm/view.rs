@@ -120,12 +120,8 @@ mod tests {
 
     fn sample(at: Instant, requests: u64, exits: u64) -> Sample {
         let queue = QueueReport { requests, doorbells: 0, interrupts: 0 };
-        let pipeline = "virtio-net,queues=2 -> null".to_owned();
-        Sample {
-            at,
-            devices: vec![DeviceReport { pipeline, queues: vec![queue], stages: Vec::new() }],
-            exits,
-        }
+        let device = DeviceReport::of_one_queue("virtio-net,queues=2 -> null", queue);
+        Sample { at, devices: vec![device], exits }
     }
 
     #[test]

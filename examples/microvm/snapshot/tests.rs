@@ -42,7 +42,7 @@ fn memory_comes_back_and_zeroes_are_left_out() {
     for _ in 0..20 {
         let before = filled(&mut rng);
         let bytes = write(&path, &before);
-        assert!(bytes <= 80 * 4096 && bytes % 4096 == 0, "{bytes}");
+        assert!(bytes <= 80 * 4096 && bytes.is_multiple_of(4096), "{bytes}");
         assert!(path.metadata().unwrap().len() <= bytes + 80 * 16 + 64);
         let saved = file::Saved::open(&path).unwrap();
         assert_eq!(saved.head, b"a head");

@@ -3,7 +3,7 @@
 start_vmm
 tap_up
 ping_guest
-guest_says "ready to lose"
+wait_for "ready to lose"
 unshare -n sleep 1000 &
 other=$!
 usleep 500000

@@ -5,6 +5,6 @@ tap_up
 take 1001 &
 start_vmm
 ping_guest
-guest_says "ready for data"
+wait_for "ready for data"
 give 2001 "$(cat size)" &
 wait_for_vmm

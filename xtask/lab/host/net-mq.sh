@@ -5,7 +5,7 @@ take 1002 &
 start_vmm
 tap_up
 ping_guest
-guest_says "ready for data"
+wait_for "ready for data"
 give 2001 "$(cat size)" &
 give 2002 "$(cat size)" &
 wait_for_vmm

@@ -4,6 +4,6 @@ take 1001 &
 start_vmm
 tap_up
 ping_guest
-guest_says "ready for data"
+wait_for "ready for data"
 give 2001 "$(cat size)" &
 wait_for_vmm

@@ -27,17 +27,6 @@ tap_up() {
 	ip link set tap0 up
 }
 
-# Waits until the guest has printed this.
-guest_says() {
-	waited=0
-	until grep -q "$1" console.log; do
-		[ $waited -lt 600 ] || { say "the guest does not say: $1"; return; }
-		kill -0 $vmm 2>/dev/null || return
-		usleep 100000
-		waited=$((waited + 1))
-	done
-}
-
 # Waits for the guest, then counts what it answers.
 ping_guest() {
 	waited=0

@@ -64,14 +64,17 @@ pub(super) const FAULT: Case = Case {
 /// The tap goes.
 pub(super) const GONE: Case = Case {
     name: "net-gone",
-    about: "the tap is deleted while the guest runs: the link is down, and the machine goes on",
-    devices: &["virtio-net -> stats -> tap,name=tap0"],
+    about: "the tap is deleted while the guest runs: the link is down, and the machine goes on; rates and a picture of it",
+    options: &["--tap", "tap0", "--view", "--plot", "run.svg"],
     host: Some(include_str!("../../../lab/host/net-gone.sh")),
     prepare: |_, folder| prepare(folder, 0),
     check: |outcome| {
         check(outcome, &[], &[])?;
         let notes = outcome.text("host.txt")?;
-        must(notes.contains("the tap is gone"), || format!("the tap is still there:\n{notes}"))
+        must(notes.contains("the tap is gone"), || format!("the tap is still there:\n{notes}"))?;
+        let view = outcome.text("errors.log")?;
+        must(view.contains("| 0 virtio-net "), || format!("no rates were shown:\n{view}"))?;
+        must(outcome.text("run.svg")?.contains("stats transmit"), || "the picture has no latencies".into())
     },
     ..BLANK
 };
