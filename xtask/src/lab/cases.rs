@@ -26,7 +26,7 @@ use crate::lab::kernel::Series;
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 19] = [
+pub(crate) const ALL: [&Case; 20] = [
     &builtin::CASE,
     &exit_code::CASE,
     &rootfs::CASE,
@@ -45,6 +45,7 @@ pub(crate) const ALL: [&Case; 19] = [
     &net::QUEUES,
     &net::FAULT,
     &net::GONE,
+    &net::RESTORE,
     &net::GIB,
 ];
 

@@ -79,6 +79,24 @@ pub(super) const GONE: Case = Case {
     ..BLANK
 };
 
+/// The machine goes on in another process.
+pub(super) const RESTORE: Case = Case {
+    name: "net-restore",
+    about: "saved in the middle of a TCP stream, the guest goes on in another process, and so does the stream",
+    devices: &[],
+    pci_devices: &["virtio-net -> stats -> tap,name=tap0"],
+    host: Some(include_str!("../../../lab/host/net-restore.sh")),
+    prepare: |_, folder| prepare(folder, 0),
+    check: |outcome| {
+        let notes = outcome.text("host.txt")?;
+        let pings = notes.matches(" 0% packet loss").count();
+        must(pings == 2, || format!("pings are to be answered before and after:\n{notes}"))?;
+        check_sums(outcome, &["1001"], &[])
+    },
+    limit: 180,
+    ..BLANK
+};
+
 /// A whole gibibyte.
 pub(super) const GIB: Case = Case {
     name: "net-gib",
