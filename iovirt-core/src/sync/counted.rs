@@ -57,8 +57,9 @@ impl<T: ?Sized> Mutex<T> {
     /// Where a thread panicked with the lock.
     pub fn lock(&self) -> std::sync::LockResult<std::sync::MutexGuard<'_, T>> {
         let address = (&raw const self.inner).cast::<()>().addr();
-        TAKEN.with_borrow_mut(|taken| {
-            if let Some(taken) = taken {
+        // A thread that ends drops what it owns, with locks, when its counters may be gone already.
+        let _ = TAKEN.try_with(|taken| {
+            if let Some(taken) = taken.borrow_mut().as_mut() {
                 *taken.entry(address).or_default() += 1;
             }
         });
@@ -71,5 +72,42 @@ impl<T: ?Sized> Mutex<T> {
     /// Where a thread panicked with the lock.
     pub fn get_mut(&mut self) -> std::sync::LockResult<&mut T> {
         self.inner.get_mut()
+    }
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::sync::Arc;
+
+    /// Takes a lock when its thread ends.
+    struct Late(Arc<Mutex<u32>>);
+
+    impl Drop for Late {
+        fn drop(&mut self) {
+            *self.0.lock().unwrap() += 1;
+        }
+    }
+
+    #[test]
+    fn a_thread_that_ends_can_still_take_locks() {
+        thread_local! {
+            static LATE: RefCell<Option<Late>> = const { RefCell::new(None) };
+        }
+        let shared = Arc::new(Mutex::new(0));
+        let late = Late(shared.clone());
+        let count = count_locks(|| {
+            let own = shared.clone();
+            let thread = std::thread::spawn(move || {
+                LATE.set(Some(late));
+                // After the other, so that its counters go first.
+                count_locks(|| *own.lock().unwrap() += 1)
+            });
+            assert_eq!(thread.join().unwrap(), LockCount { total: 1, most: 1 });
+            *shared.lock().unwrap() += 1;
+        });
+        assert_eq!(count, LockCount { total: 1, most: 1 }, "this thread's alone");
+        assert_eq!(*shared.lock().unwrap(), 3);
     }
 }
