@@ -53,7 +53,7 @@ pub(crate) fn run(runs: &[Run], options: &Options) -> Result<Vec<Verdict>> {
             if verdict.is_ok() { "ok" } else { "FAILED" },
             clock.elapsed().as_secs_f64()
         );
-        verdicts.push(Verdict { run: *run, outcome: verdict, console });
+        verdicts.push(Verdict { run: *run, outcome: verdict, console, crashed: false });
     }
     Ok(verdicts)
 }

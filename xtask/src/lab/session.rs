@@ -17,6 +17,9 @@ const SCRIPT: &[u8] = include_bytes!("../../lab/host-cases.sh");
 /// What the lab machine may take beyond its cases.
 const START: Duration = Duration::from_secs(90);
 
+/// What the VMM says of a guest that ended so.
+const TRIPLE_FAULT: &str = "the guest crashed with a triple fault";
+
 /// Seconds that a script around our VMM has to end after it.
 const SCRIPT_ENDS: u32 = 15;
 
@@ -42,7 +45,26 @@ pub(crate) fn run(runs: &[Run], options: &Options) -> Result<Vec<Verdict>> {
                 }
             }
         };
-        verdicts.extend(judged);
+        verdicts.extend(run_crashed_again(judged, options)?);
+    }
+    Ok(verdicts)
+}
+
+/// The same emulation now and then crashes a guest, also before it has come to any device of ours: such a case is run once more,
+/// and the log says so. A second crash counts.
+fn run_crashed_again(judged: Vec<Verdict>, options: &Options) -> Result<Vec<Verdict>> {
+    let (crashed, mut verdicts): (Vec<_>, Vec<_>) = judged.into_iter().partition(|verdict| verdict.crashed);
+    if crashed.is_empty() {
+        return Ok(verdicts);
+    }
+    for verdict in &crashed {
+        println!("lab: the guest of {} crashed with a triple fault; the case is run once more", verdict.run);
+        println!("{}", verdict.console);
+    }
+    let runs: Vec<Run> = crashed.iter().map(|verdict| verdict.run).collect();
+    match run_batch(&runs, options)? {
+        Ended::Judged(judged) => verdicts.extend(judged),
+        Ended::Crashed(why) => return Err(Error::new(format!("after a guest had crashed, {why}"))),
     }
     Ok(verdicts)
 }
@@ -140,7 +162,8 @@ fn judge(run: Run, work: &Work) -> Verdict {
     for line in errors.lines().chain(report.lines()).filter(|line| line.contains(" per request")) {
         println!("  {}", line.trim());
     }
-    Verdict { run, outcome: verdict, console }
+    let crashed = verdict.is_err() && errors.contains(TRIPLE_FAULT);
+    Verdict { run, outcome: verdict, console, crashed }
 }
 
 /// The VMM must have ended with the right code.
