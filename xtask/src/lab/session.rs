@@ -25,29 +25,36 @@ const SCRIPT_ENDS: u32 = 15;
 
 /// Cases of one start of the lab machine. It is emulated down to its virtualization, and now and then crashes as a whole, with a
 /// triple fault of the emulated processor and no word from its kernel: then only so many cases have to be run again.
-const BATCH: usize = 14;
+const BATCH: usize = 7;
+/// How often a batch is begun at most.
+const STARTS: u32 = 3;
 
 /// Runs the cases and checks what they left.
 pub(crate) fn run(runs: &[Run], options: &Options) -> Result<Vec<Verdict>> {
     let mut verdicts = Vec::new();
     for batch in runs.chunks(BATCH) {
-        let first = run_batch(batch, options)?;
-        let judged = match first {
-            Ended::Judged(judged) => judged,
-            Ended::Crashed(why) => {
-                println!("lab: {why}");
-                println!(
-                    "lab: the lab machine itself crashed, not a guest in it: its cases are run once more"
-                );
-                match run_batch(batch, options)? {
-                    Ended::Judged(judged) => judged,
-                    Ended::Crashed(why) => return Err(Error::new(format!("a second time {why}"))),
-                }
-            }
-        };
+        let judged = run_to_its_end(batch, options)?;
         verdicts.extend(run_crashed_again(judged, options)?);
     }
     Ok(verdicts)
+}
+
+/// A batch, begun again where the lab machine crashed under it.
+fn run_to_its_end(batch: &[Run], options: &Options) -> Result<Vec<Verdict>> {
+    let mut starts = 1;
+    loop {
+        match run_batch(batch, options)? {
+            Ended::Judged(judged) => return Ok(judged),
+            Ended::Crashed(why) if starts == STARTS => {
+                return Err(Error::new(format!("for the last time, {why}")));
+            }
+            Ended::Crashed(why) => {
+                starts += 1;
+                println!("lab: {why}");
+                println!("lab: the lab machine itself crashed, not a guest in it: its cases are run again");
+            }
+        }
+    }
 }
 
 /// The same emulation now and then crashes a guest, also before it has come to any device of ours: such a case is run once more,
@@ -62,10 +69,7 @@ fn run_crashed_again(judged: Vec<Verdict>, options: &Options) -> Result<Vec<Verd
         println!("{}", verdict.console);
     }
     let runs: Vec<Run> = crashed.iter().map(|verdict| verdict.run).collect();
-    match run_batch(&runs, options)? {
-        Ended::Judged(judged) => verdicts.extend(judged),
-        Ended::Crashed(why) => return Err(Error::new(format!("after a guest had crashed, {why}"))),
-    }
+    verdicts.extend(run_to_its_end(&runs, options)?);
     Ok(verdicts)
 }
 
