@@ -45,8 +45,7 @@ pub(crate) struct Machine<'a> {
 impl Machine<'_> {
     /// Runs the machine to its end.
     pub(crate) fn run(&self, line: &mut dyn FnMut(&str)) -> Result<()> {
-        // Without huge pages: guests crash less often, as the emulated nested paging then has less to do.
-        let mut words = "console=ttyS0 panic=-1 quiet transparent_hugepage=never".to_owned();
+        let mut words = "console=ttyS0 panic=-1 quiet".to_owned();
         let mut serial = "stdio";
         if self.screen == Screen::Terminal {
             words.push_str(" lab.terminal=1");
