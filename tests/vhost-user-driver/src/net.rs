@@ -206,3 +206,128 @@ fn pairs(queues: Vec<Queue>) -> Result<Vec<(Receiver, Sender)>> {
     }
     Ok(pairs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Layout;
+    use crate::memory::SharedMemory;
+    use crate::options::feature;
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
+    /// The device's side of one queue: where it is in the rings.
+    struct Side {
+        memory: Arc<SharedMemory>,
+        layout: Arc<Layout>,
+        places: crate::layout::QueuePlaces,
+        size: usize,
+        index: u16,
+    }
+
+    impl Side {
+        fn of(queue: &Queue) -> Self {
+            Self {
+                memory: Arc::clone(queue.memory()),
+                layout: Arc::clone(queue.layout()),
+                places: *queue.ring().places(),
+                size: usize::from(queue.ring().size()),
+                index: 0,
+            }
+        }
+
+        /// The next chain: its number, its place and its length.
+        fn next(&self) -> Option<(u16, usize, usize)> {
+            if self.memory.load_u16(self.places.available + 2, Ordering::Acquire) == self.index {
+                return None;
+            }
+            let entry = usize::from(self.index) % self.size;
+            let head = self.memory.load_u16(self.places.available + 4 + 2 * entry, Ordering::Relaxed);
+            let descriptor = self.places.descriptors + 16 * usize::from(head);
+            let place = self.layout.offset(self.memory.load_u64(descriptor));
+            Some((head, place, self.memory.load_u32(descriptor + 8) as usize))
+        }
+
+        fn give_back(&mut self, head: u16, written: usize) {
+            let place = self.places.used + 4 + 8 * (usize::from(self.index) % self.size);
+            self.memory.store_u32(place, u32::from(head));
+            self.memory.store_u32(place + 4, written as u32);
+            self.index = self.index.wrapping_add(1);
+            self.memory.store_u16(self.places.used + 2, self.index, Ordering::Release);
+        }
+    }
+
+    /// Moves what was sent into receive buffers, header and all.
+    fn wire(sent: &mut Side, received: &mut Side) {
+        while let (Some((out, from, len)), Some((into, to, room))) = (sent.next(), received.next()) {
+            assert!(len <= room);
+            let mut bytes = vec![0; len];
+            sent.memory.read(from, &mut bytes);
+            received.memory.write(to, &bytes);
+            sent.give_back(out, 0);
+            received.give_back(into, len);
+        }
+    }
+
+    fn pair() -> (Receiver, Sender, Side, Side) {
+        let options = Options { queue_size: 8, slots: 8, ..Options::net() };
+        let layout = Arc::new(Layout::new(&options));
+        let memory = Arc::new(SharedMemory::new(layout.len()).unwrap());
+        let features = feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC;
+        let queues: Vec<Queue> = (0..2)
+            .map(|number| Queue::new(&memory, &layout, number, &options, features, 1).unwrap())
+            .collect();
+        let (received, sent) = (Side::of(&queues[0]), Side::of(&queues[1]));
+        let (receiver, sender) = pairs(queues).unwrap().remove(0);
+        (receiver, sender, sent, received)
+    }
+
+    #[test]
+    fn frames_go_round_more_often_than_there_are_buffers() {
+        let (mut receiver, mut sender, mut sent, mut received) = pair();
+        let mut frame = [0; 2000];
+        for round in 0..1000usize {
+            let len = 60 + round % 1400;
+            for part in 0..3u8 {
+                assert!(sender.send(&vec![round as u8 ^ part; len]).unwrap());
+            }
+            sender.publish().unwrap();
+            wire(&mut sent, &mut received);
+            for part in 0..3u8 {
+                assert_eq!(receiver.next(&mut frame, Duration::from_secs(10)).unwrap(), len);
+                assert!(frame[..len].iter().all(|byte| *byte == round as u8 ^ part));
+            }
+            assert_eq!(receiver.receive(&mut frame).unwrap(), None);
+        }
+        assert_eq!(sender.reclaim().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_sender_without_buffers_says_so_and_goes_on() {
+        let (_receiver, mut sender, mut sent, mut received) = pair();
+        for _ in 0..8 {
+            assert!(sender.send(&[1; 60]).unwrap());
+        }
+        assert!(!sender.send(&[1; 60]).unwrap());
+        sender.publish().unwrap();
+        wire(&mut sent, &mut received);
+        assert!(sender.send(&[1; 60]).unwrap());
+        assert_eq!(sender.reclaim().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_frame_without_a_header_or_longer_than_its_buffer_is_an_error() {
+        for written in [0, HEADER - 1, 4097] {
+            let (mut receiver, _sender, _sent, mut received) = pair();
+            let (head, ..) = received.next().unwrap();
+            received.give_back(head, written);
+            let outcome = receiver.receive(&mut [0; 64]);
+            assert!(matches!(outcome, Err(Error::Broken { queue: 0, .. })), "{written}: {outcome:?}");
+        }
+        let (mut receiver, _sender, _sent, mut received) = pair();
+        let (head, place, _) = received.next().unwrap();
+        received.memory.write(place + BUFFERS, &[2, 0]);
+        received.give_back(head, 100);
+        assert!(receiver.receive(&mut [0; 64]).is_err());
+    }
+}
