@@ -12,12 +12,14 @@
 //! | [`queue`] | a ring with its doorbell and its interrupt, sleeping or polling |
 //! | [`ring`] | the driver's side of a split ring |
 //! | [`blk`], [`net`] | the two drivers |
+//! | [`exercise`] | checks of a disk's server, whoever wrote it |
 //! | [`layout`] | where everything is in the memory |
 //! | [`memory`], [`sys`] | the shared memory; processors and their clocks: all `unsafe` code is in these two |
 //!
 //! The server is not trusted: what it writes into the used ring is checked, and a queue that it broke says so.
 
 pub mod blk;
+pub mod exercise;
 pub mod layout;
 pub mod memory;
 pub mod net;
@@ -33,7 +35,7 @@ use thiserror::Error;
 
 pub use blk::{BlkDriver, BlkQueue, BlkRequest, Operation};
 pub use options::{MemoryMap, Options};
-pub use queue::{Queue, Wait};
+pub use queue::{Client, Queue, Wait};
 pub use session::Session;
 
 /// Result with [`Error`].

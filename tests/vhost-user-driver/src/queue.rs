@@ -1,5 +1,6 @@
 //! A ring with its doorbell and its interrupt.
 
+use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -13,6 +14,29 @@ use crate::memory::SharedMemory;
 use crate::options::Options;
 use crate::ring::{Ring, Segment};
 use crate::{Error, HostContext, Result};
+
+/// How a driver learns that requests are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Client {
+    /// By an interrupt.
+    Sleeping,
+    /// By looking.
+    Polling,
+}
+
+impl Client {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Sleeping, Self::Polling];
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sleeping => "sleeping",
+            Self::Polling => "polling",
+        })
+    }
+}
 
 /// What woke a sleeper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

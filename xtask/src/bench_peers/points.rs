@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use clap::ValueEnum;
+pub(crate) use vhost_user_driver::Client;
 
 /// What the servers serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -36,29 +37,6 @@ impl fmt::Display for Target {
             Self::Null => "null",
             Self::Tmpfs => "tmpfs",
             Self::Direct => "direct",
-        })
-    }
-}
-
-/// How the client learns of completions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Client {
-    /// By an interrupt.
-    Sleeping,
-    /// By looking.
-    Polling,
-}
-
-impl Client {
-    /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::Sleeping, Self::Polling];
-}
-
-impl fmt::Display for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Sleeping => "sleeping",
-            Self::Polling => "polling",
         })
     }
 }
