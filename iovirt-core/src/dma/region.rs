@@ -201,17 +201,17 @@ impl Mapping {
     fn shared(base: u64, len: u64, file: BorrowedFd<'_>, offset: u64) -> Result<(Self, IoVec), MapError> {
         const PAGE: u64 = 4096;
         let beyond = |file_len| MapError::BeyondFile { base, file_len };
-        let metadata = file
-            .try_clone_to_owned()
-            .and_then(|file| File::from(file).metadata())
-            .map_err(|_| beyond(0))?;
+        let metadata =
+            file.try_clone_to_owned().and_then(|file| File::from(file).metadata()).map_err(|_| beyond(0))?;
         let kind = metadata.file_type();
         let end = offset.checked_add(len).ok_or(MapError::Overflow { base, len })?;
         // The length of a device, such as one of DAX memory, is not told; the kernel checks it when it is mapped.
         if !kind.is_char_device() && (!kind.is_file() || metadata.len() < end) {
             return Err(beyond(if kind.is_file() { metadata.len() } else { 0 }));
         }
-        let page = Some(metadata.blksize()).filter(|size| size.is_power_of_two()).map_or(PAGE, |size| size.max(PAGE));
+        let page = Some(metadata.blksize())
+            .filter(|size| size.is_power_of_two())
+            .map_or(PAGE, |size| size.max(PAGE));
         let start = offset & !(page - 1);
         let total = end.checked_next_multiple_of(page).ok_or(MapError::Overflow { base, len })? - start;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
