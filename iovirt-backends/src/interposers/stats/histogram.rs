@@ -102,8 +102,7 @@ impl Latency {
 impl Serialize for Latency {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let nanos = |time: Option<Duration>| time.map(|time| time.as_nanos() as u64);
-        let buckets: Vec<_> =
-            self.buckets().map(|(bound, count)| (bound.as_nanos() as u64, count)).collect();
+        let buckets: Vec<_> = self.buckets().map(|(bound, count)| (bound.as_nanos() as u64, count)).collect();
         let mut out = serializer.serialize_struct("Latency", 8)?;
         out.serialize_field("count", &self.count())?;
         out.serialize_field("mean_ns", &nanos(self.mean()))?;
