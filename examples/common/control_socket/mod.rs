@@ -6,11 +6,9 @@
 mod client;
 pub(crate) mod request;
 
-use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -21,6 +19,8 @@ use serde_json::{Value, json};
 
 pub(crate) use client::tell;
 use request::{LONGEST_LINE, too_long};
+
+use super::socket::Socket;
 
 /// How many clients are served at once.
 const MOST_CLIENTS: usize = 8;
@@ -68,23 +68,17 @@ pub(crate) trait Serve: Send + Sync + 'static {
 
 /// The socket; it is gone with this value.
 #[derive(Debug)]
-pub(crate) struct ControlSocket {
-    path: PathBuf,
-    listener: UnixListener,
-}
+pub(crate) struct ControlSocket(Socket);
 
 impl ControlSocket {
-    /// A socket at `path`, whose clients wait until they are served. One there that nobody listens to any more is replaced.
+    /// A socket at `path`, whose clients wait until they are served.
     pub(crate) fn bind(path: &Path) -> io::Result<Self> {
-        remove_dead(path)?;
-        let socket = Self { path: path.to_owned(), listener: UnixListener::bind(path)? };
-        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        Ok(socket)
+        Socket::bind(path).map(Self)
     }
 
     /// Serves clients from now on, on threads that end with the process.
     pub(crate) fn serve<S: Serve>(&self, server: Arc<S>) -> io::Result<()> {
-        let listener = self.listener.try_clone()?;
+        let listener = self.0.listener()?;
         let clients = Arc::new(AtomicUsize::new(0));
         thread::Builder::new().name("control".into()).spawn(move || {
             for stream in listener.incoming() {
@@ -97,22 +91,6 @@ impl ControlSocket {
         })?;
         Ok(())
     }
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Removes a socket that a process left behind, and nothing else.
-fn remove_dead(path: &Path) -> io::Result<()> {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    if is_socket && UnixStream::connect(path).is_err_and(refused) {
-        return std::fs::remove_file(path);
-    }
-    Ok(())
 }
 
 /// Serves a client on a thread of its own, unless there are too many.
@@ -175,6 +153,9 @@ fn converse<S: Serve>(stream: &UnixStream, server: &S) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
     use std::sync::Mutex;
     use std::sync::atomic::AtomicBool;
 
