@@ -50,15 +50,13 @@ impl Reach {
             return error;
         }
         let allowed: Vec<String> =
-            self.allowed.iter().map(|path| format!("--allow {}", path.display())).collect();
-        match &allowed[..] {
-            [] => {
-                format!("{error}; the sandbox lets this process open no further file, as no --allow is given")
-            }
-            _ => {
-                format!("{error}; the sandbox lets this process open what is beneath {}", allowed.join(", "))
-            }
+            self.allowed.iter().map(|path| format!(" --allow {}", path.display())).collect();
+        if allowed.is_empty() {
+            return format!(
+                "{error}; the sandbox lets this process open no further file or connection (--allow DIR: files beneath it)"
+            );
         }
+        format!("{error}; the sandbox lets this process open nothing but files beneath{}", allowed.join(","))
     }
 }
 

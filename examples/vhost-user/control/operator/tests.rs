@@ -79,10 +79,13 @@ fn what_the_sandbox_may_have_refused_is_explained() {
     let refused = || "a.img: Permission denied (os error 13)".to_owned();
     assert_eq!(free().explain(refused()), refused());
     let none = Reach { sandbox: Switch::On, allowed: Vec::new() };
-    assert!(none.explain(refused()).ends_with("open no further file, as no --allow is given"));
+    assert!(
+        none.explain(refused())
+            .ends_with("open no further file or connection (--allow DIR: files beneath it)")
+    );
     assert_eq!(none.explain("no such file".into()), "no such file");
     let some = Reach { sandbox: Switch::On, allowed: vec!["/a".into(), "/b".into()] };
-    assert!(some.explain(refused()).ends_with("open what is beneath --allow /a, --allow /b"));
+    assert!(some.explain(refused()).ends_with("open nothing but files beneath --allow /a, --allow /b"));
 }
 
 #[test]
