@@ -9,6 +9,9 @@ use iovirt::backends::interposers::stats::{StatsControl, StatsSnapshot};
 use iovirt::core::dma::DmaSpace;
 use iovirt::core::frontend::{Access, Frontend, Outcome};
 use iovirt::core::irq::{EventFdInterrupt, Interrupt};
+use iovirt::core::pipeline::SwapControl;
+use iovirt::core::request::block::BlockRequest;
+use iovirt::core::request::net::NetRequest;
 use iovirt::core::{WorkerConfig, WorkerHandle, WorkerThread};
 use iovirt::describe::{Chain, DescribeError, Description};
 use iovirt::frontends::virtio::transport::TransportError;
@@ -239,6 +242,14 @@ impl Device {
     pub(crate) fn now_below(&self, stage: &str, chain: Chain) {
         let mut description = self.description.lock().unwrap_or_else(PoisonError::into_inner);
         put_below(&mut description.below, stage, chain);
+    }
+
+    /// Whether a stack was taken away and none is in its place.
+    pub(crate) fn has_vacancy(&self) -> bool {
+        let stages = self.frontend().stages();
+        let mut disks = stages.controls::<SwapControl<BlockRequest>>();
+        let mut networks = stages.controls::<SwapControl<NetRequest>>();
+        disks.any(|(_, control)| control.is_vacant()) || networks.any(|(_, control)| control.is_vacant())
     }
 
     /// Whether what is written can be read again: everything but a null disk does.

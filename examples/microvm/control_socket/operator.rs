@@ -9,7 +9,7 @@ use iovirt::backends::interposers::filter::FilterControl;
 use iovirt::backends::interposers::mirror::MirrorControl;
 use iovirt::core::Request as Family;
 use iovirt::core::frontend::{Outcome, Ticket};
-use iovirt::core::pipeline::{BoxBackend, SwapControl};
+use iovirt::core::pipeline::{BoxBackend, SwapControl, SwapError};
 use iovirt::core::request::block::BlockRequest;
 use iovirt::core::request::net::NetRequest;
 use iovirt::describe::{Chain, DescribeError};
@@ -150,6 +150,11 @@ impl Operator {
     fn save(&self, path: &Path, then: Then, Deadline(limit): Deadline) -> Result<Value, String> {
         let mut paused = self.change()?;
         let saver = self.saver.as_ref().ok_or("there is no guest to be saved")?;
+        if let Some(device) = self.devices.iter().position(Device::has_vacancy) {
+            return Err(format!(
+                "device {device} has a place without a stack, which no file of a machine can tell: add one first"
+            ));
+        }
         let end = Instant::now() + limit;
         let mut stuck = Vec::new();
         if !*paused {
@@ -177,15 +182,21 @@ impl Operator {
         }
     }
 
-    fn swap(&self, number: usize, stage: &str, to: &str, limit: Duration) -> Result<Value, String> {
+    /// Changes what is below a stage that makes a place for that.
+    fn exchange(
+        &self,
+        number: usize,
+        stage: &str,
+        exchange: &Exchange,
+        limit: Duration,
+    ) -> Result<Value, String> {
         let _one = self.change()?;
         let device = self.device(number)?;
-        let chain: Chain = to.parse().map_err(|error: DescribeError| error.to_string())?;
         let stages = device.frontend().stages();
         if let Some(control) = stages.control::<SwapControl<BlockRequest>>(stage) {
-            exchange(&control, self.registry.build_block(&chain), limit)?;
+            carry_out(&control, exchange, |chain| self.registry.build_block(chain), limit)?;
         } else if let Some(control) = stages.control::<SwapControl<NetRequest>>(stage) {
-            exchange(&control, self.registry.build_net(&chain), limit)?;
+            carry_out(&control, exchange, |chain| self.registry.build_net(chain), limit)?;
         } else {
             let reason = "nothing below it can be exchanged: a stage `swappable` makes a place for that";
             return Err(if stages.iter().any(|found| found.name == stage) {
@@ -194,7 +205,10 @@ impl Operator {
                 format!("device {number} has no stage `{stage}`, and {reason}")
             });
         }
-        device.now_below(stage, chain);
+        match exchange {
+            Exchange::Swap(chain) | Exchange::Add(chain) => device.now_below(stage, chain.clone()),
+            Exchange::Remove => device.now_below(stage, chain_of("vacant")?),
+        }
         Ok(json!({ "pipeline": device.description().to_string() }))
     }
 
@@ -230,17 +244,6 @@ impl Operator {
         Ok(json!("released"))
     }
 
-    /// No stage of this build changes its branches while it runs.
-    fn branches(&self, number: usize, stage: &str) -> Result<Value, String> {
-        let stages = self.device(number)?.frontend().stages();
-        if !stages.iter().any(|found| found.name == stage) {
-            return Err(format!("device {number} has no stage `{stage}`"));
-        }
-        Err(format!(
-            "`{stage}` keeps the branches that it was made with: put a stack with others in its place, below a `swappable`"
-        ))
-    }
-
     fn resize(&self, number: usize, Size(bytes): Size) -> Result<Value, String> {
         self.device(number)?.resize(bytes).map(|()| json!(bytes))
     }
@@ -259,12 +262,17 @@ impl Serve for Operator {
                 let end = (then == Then::Quit && result.is_ok()).then_some(Stop::Saved);
                 return Reply { result, end };
             }
-            Request::Swap { device, stage, to, deadline } => self.swap(device, &stage, &to, deadline.0),
+            Request::Swap { device, stage, to, deadline } => {
+                chain_of(&to).and_then(|to| self.exchange(device, &stage, &Exchange::Swap(to), deadline.0))
+            }
+            Request::Add { device, stage, to, deadline } => {
+                chain_of(&to).and_then(|to| self.exchange(device, &stage, &Exchange::Add(to), deadline.0))
+            }
+            Request::Remove { device, stage, deadline } => {
+                self.exchange(device, &stage, &Exchange::Remove, deadline.0)
+            }
             Request::Set { device, to } => self.set(device, &to),
             Request::Release { device, stage } => self.release(device, &stage),
-            Request::Add { device, stage, .. } | Request::Remove { device, stage, .. } => {
-                self.branches(device, &stage)
-            }
             Request::Quit {} => {
                 return Reply { result: Ok(json!("the machine ends")), end: Some(Stop::Told) };
             }
@@ -277,14 +285,37 @@ impl Serve for Operator {
     }
 }
 
-/// Puts a newcomer in place, or goes back to what was there.
-fn exchange<R: Family>(
+/// What becomes of the stack in a place.
+#[derive(Clone, Debug)]
+enum Exchange {
+    /// This one takes its place.
+    Swap(Chain),
+    /// This one comes where there is none.
+    Add(Chain),
+    /// It is taken away.
+    Remove,
+}
+
+fn chain_of(text: &str) -> Result<Chain, String> {
+    text.parse().map_err(|error: DescribeError| error.to_string())
+}
+
+/// Carries an exchange through, or goes back to what was there.
+fn carry_out<R: Family>(
     control: &SwapControl<R>,
-    newcomer: Result<BoxBackend<R>, DescribeError>,
+    exchange: &Exchange,
+    build: impl Fn(&Chain) -> Result<BoxBackend<R>, DescribeError>,
     limit: Duration,
 ) -> Result<(), String> {
-    let newcomer = newcomer.map_err(|error| error.to_string())?;
-    let ticket = control.swap(newcomer).map_err(|error| error.to_string())?;
+    let newcomer = |chain: &Chain| build(chain).map_err(|error| error.to_string());
+    let begun = match exchange {
+        Exchange::Swap(chain) => control.swap(newcomer(chain)?),
+        // Known without opening a file, which may be the one in place.
+        Exchange::Add(_) if !control.is_vacant() => Err(SwapError::Occupied),
+        Exchange::Add(chain) => control.insert(newcomer(chain)?),
+        Exchange::Remove => control.remove(),
+    };
+    let ticket = begun.map_err(|error| error.to_string())?;
     match ticket.wait(limit) {
         Some(Outcome::Done) => return Ok(()),
         Some(Outcome::Cancelled) => {}
@@ -301,7 +332,7 @@ fn exchange<R: Family>(
             }
         }
     }
-    Err("the newcomer could not be opened; the stack in place stays".into())
+    Err("the newcomer could not be opened; what was in place stays".into())
 }
 
 /// What stages other than `stats` tell of themselves.
