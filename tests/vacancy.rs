@@ -191,10 +191,8 @@ fn taken_away_and_put_back_again_and_again_under_load() {
     }
     let (mut submitted, mut done, mut failed) = (0, 0, 0);
     for _ in 0..300 {
-        let ticket = match control.is_vacant() {
-            true => control.insert(disk.clone()).unwrap(),
-            false => control.remove().unwrap(),
-        };
+        let begun = if control.is_vacant() { control.insert(disk.clone()) } else { control.remove() };
+        let ticket = begun.unwrap();
         let mut cancel = rng.one_in(5);
         let mut more = rng.below(8);
         while !ticket.is_done() || more > 0 {
@@ -208,7 +206,7 @@ fn taken_away_and_put_back_again_and_again_under_load() {
                 match home.output {
                     BlockOutput::Done => done += 1,
                     FAILED => failed += 1,
-                    other => panic!("{other:?}"),
+                    other @ BlockOutput::Failed(_) => panic!("{other:?}"),
                 }
             }
             if std::mem::take(&mut cancel) && rng.one_in(2) {
