@@ -8,7 +8,7 @@ use iovirt::backends::interposers::filter::FilterControl;
 use iovirt::backends::interposers::mirror::MirrorControl;
 use iovirt::core::Request as Family;
 use iovirt::core::frontend::Outcome;
-use iovirt::core::pipeline::{BoxBackend, Stages, SwapControl};
+use iovirt::core::pipeline::{BoxBackend, Stages, SwapControl, SwapError};
 use iovirt::core::request::block::BlockRequest;
 use iovirt::core::request::net::NetRequest;
 use iovirt::describe::{Chain, DescribeError, Description};
@@ -45,20 +45,46 @@ pub(crate) fn describe(number: usize, device: &impl Piped) -> Value {
     json!({ "device": number, "pipeline": device.description().to_string(), "stages": names })
 }
 
-/// Puts another stack in the place of the one below a stage. Whoever calls has it done once at a time.
-pub(crate) fn swap(
+/// What becomes of the stack in a place.
+#[derive(Clone, Debug)]
+pub(crate) enum Exchange {
+    /// This one takes its place.
+    Swap(Chain),
+    /// This one comes where there is none.
+    Add(Chain),
+    /// It is taken away.
+    Remove,
+}
+
+impl Exchange {
+    /// An exchange for the chain of that description.
+    pub(crate) fn swap(to: &str) -> Result<Self, String> {
+        chain_of(to).map(Self::Swap)
+    }
+
+    /// A newcomer of that description for a vacant place.
+    pub(crate) fn add(to: &str) -> Result<Self, String> {
+        chain_of(to).map(Self::Add)
+    }
+}
+
+fn chain_of(text: &str) -> Result<Chain, String> {
+    text.parse().map_err(|error: DescribeError| error.to_string())
+}
+
+/// Changes what is below a stage that makes a place for that. Whoever calls has it done once at a time.
+pub(crate) fn exchange(
     registry: &Registry,
     (number, device): (usize, &impl Piped),
     stage: &str,
-    to: &str,
+    exchange: &Exchange,
     limit: Duration,
 ) -> Result<Value, String> {
-    let chain: Chain = to.parse().map_err(|error: DescribeError| error.to_string())?;
     let stages = device.stages();
     if let Some(control) = stages.control::<SwapControl<BlockRequest>>(stage) {
-        exchange(&control, registry.build_block(&chain), limit)?;
+        carry_out(&control, exchange, |chain| registry.build_block(chain), limit)?;
     } else if let Some(control) = stages.control::<SwapControl<NetRequest>>(stage) {
-        exchange(&control, registry.build_net(&chain), limit)?;
+        carry_out(&control, exchange, |chain| registry.build_net(chain), limit)?;
     } else {
         let reason = "nothing below it can be exchanged: a stage `swappable` makes a place for that";
         return Err(if stages.iter().any(|found| found.name == stage) {
@@ -67,18 +93,29 @@ pub(crate) fn swap(
             format!("device {number} has no stage `{stage}`, and {reason}")
         });
     }
-    device.now_below(stage, chain);
+    match exchange {
+        Exchange::Swap(chain) | Exchange::Add(chain) => device.now_below(stage, chain.clone()),
+        Exchange::Remove => device.now_below(stage, chain_of("vacant")?),
+    }
     Ok(json!({ "pipeline": device.description().to_string() }))
 }
 
-/// Puts a newcomer in place, or goes back to what was there.
-fn exchange<R: Family>(
+/// Carries an exchange through, or goes back to what was there.
+fn carry_out<R: Family>(
     control: &SwapControl<R>,
-    newcomer: Result<BoxBackend<R>, DescribeError>,
+    exchange: &Exchange,
+    build: impl Fn(&Chain) -> Result<BoxBackend<R>, DescribeError>,
     limit: Duration,
 ) -> Result<(), String> {
-    let newcomer = newcomer.map_err(|error| error.to_string())?;
-    let ticket = control.swap(newcomer).map_err(|error| error.to_string())?;
+    let newcomer = |chain: &Chain| build(chain).map_err(|error| error.to_string());
+    let begun = match exchange {
+        Exchange::Swap(chain) => control.swap(newcomer(chain)?),
+        // Known without opening a file, which may be the one in place.
+        Exchange::Add(_) if !control.is_vacant() => Err(SwapError::Occupied),
+        Exchange::Add(chain) => control.insert(newcomer(chain)?),
+        Exchange::Remove => control.remove(),
+    };
+    let ticket = begun.map_err(|error| error.to_string())?;
     match ticket.wait(limit) {
         Some(Outcome::Done) => return Ok(()),
         Some(Outcome::Cancelled) => {}
@@ -95,7 +132,7 @@ fn exchange<R: Family>(
             }
         }
     }
-    Err("the newcomer could not be opened; the stack in place stays".into())
+    Err("the newcomer could not be opened; what was in place stays".into())
 }
 
 /// Changes a stage's settings to those of a description.

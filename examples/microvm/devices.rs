@@ -7,7 +7,9 @@ use std::time::Duration;
 use iovirt::core::dma::DmaSpace;
 use iovirt::core::frontend::{Access, Frontend, Outcome};
 use iovirt::core::irq::{EventFdInterrupt, Interrupt};
-use iovirt::core::pipeline::Stages;
+use iovirt::core::pipeline::{Stages, SwapControl};
+use iovirt::core::request::block::BlockRequest;
+use iovirt::core::request::net::NetRequest;
 use iovirt::core::{WorkerConfig, WorkerHandle, WorkerThread};
 use iovirt::describe::{Chain, DescribeError, Description};
 use iovirt::frontends::virtio::transport::TransportError;
@@ -213,6 +215,14 @@ impl Device {
     /// Where the guest finds it.
     pub(crate) fn place(&self) -> Place {
         self.place
+    }
+
+    /// Whether a stack was taken away and none is in its place.
+    pub(crate) fn has_vacancy(&self) -> bool {
+        let stages = self.frontend().stages();
+        let mut disks = stages.controls::<SwapControl<BlockRequest>>();
+        let mut networks = stages.controls::<SwapControl<NetRequest>>();
+        disks.any(|(_, control)| control.is_vacant()) || networks.any(|(_, control)| control.is_vacant())
     }
 
     /// Whether what is written can be read again: everything but a null disk does.

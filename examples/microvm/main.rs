@@ -181,7 +181,8 @@ fn main() -> ExitCode {
         Ok(report) => {
             // Standard output is the console of a guest that has one.
             let text = if options.json { report.json() } else { report.text() };
-            if options.kernel.is_some() && report.exits.is_some() {
+            let with_console = options.kernel.is_some() || options.restore.is_some();
+            if with_console && report.exits.is_some() {
                 eprintln!("\n{text}")
             } else {
                 println!("{text}");

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::request::{Request, Then};
 use crate::common::control_socket::request::{Deadline, Size};
 use crate::common::control_socket::{Reply, Serve};
-use crate::common::pipeline::{self, Piped};
+use crate::common::pipeline::{self, Exchange, Piped};
 use crate::control::{Control, Stop};
 use crate::devices::Device;
 use crate::gate::StillRunning;
@@ -133,6 +133,11 @@ impl Operator {
     fn save(&self, path: &Path, then: Then, Deadline(limit): Deadline) -> Result<Value, String> {
         let mut paused = self.change()?;
         let saver = self.saver.as_ref().ok_or("there is no guest to be saved")?;
+        if let Some(device) = self.devices.iter().position(Device::has_vacancy) {
+            return Err(format!(
+                "device {device} has a place without a stack, which no file of a machine can tell: add one first"
+            ));
+        }
         let end = Instant::now() + limit;
         let mut stuck = Vec::new();
         if !*paused {
@@ -160,21 +165,17 @@ impl Operator {
         }
     }
 
-    fn swap(&self, number: usize, stage: &str, to: &str, limit: Duration) -> Result<Value, String> {
+    /// Changes what is below a stage that makes a place for that.
+    fn exchange(
+        &self,
+        number: usize,
+        stage: &str,
+        exchange: &Exchange,
+        limit: Duration,
+    ) -> Result<Value, String> {
         let _one = self.change()?;
         let device = self.device(number)?;
-        pipeline::swap(&self.registry, (number, device), stage, to, limit)
-    }
-
-    /// No stage of this build changes its branches while it runs.
-    fn branches(&self, number: usize, stage: &str) -> Result<Value, String> {
-        let stages = self.device(number)?.frontend().stages();
-        if !stages.iter().any(|found| found.name == stage) {
-            return Err(format!("device {number} has no stage `{stage}`"));
-        }
-        Err(format!(
-            "`{stage}` keeps the branches that it was made with: put a stack with others in its place, below a `swappable`"
-        ))
+        pipeline::exchange(&self.registry, (number, device), stage, exchange, limit)
     }
 
     fn resize(&self, number: usize, Size(bytes): Size) -> Result<Value, String> {
@@ -198,15 +199,20 @@ impl Serve for Operator {
                 let end = (then == Then::Quit && result.is_ok()).then_some(Stop::Saved);
                 return Reply { result, end };
             }
-            Request::Swap { device, stage, to, deadline } => self.swap(device, &stage, &to, deadline.0),
+            Request::Swap { device, stage, to, deadline } => {
+                Exchange::swap(&to).and_then(|exchange| self.exchange(device, &stage, &exchange, deadline.0))
+            }
+            Request::Add { device, stage, to, deadline } => {
+                Exchange::add(&to).and_then(|exchange| self.exchange(device, &stage, &exchange, deadline.0))
+            }
+            Request::Remove { device, stage, deadline } => {
+                self.exchange(device, &stage, &Exchange::Remove, deadline.0)
+            }
             Request::Set { device, to } => {
                 self.device(device).and_then(|found| pipeline::set((device, found), &to))
             }
             Request::Release { device, stage } => {
                 self.device(device).and_then(|found| pipeline::release((device, found), &stage))
-            }
-            Request::Add { device, stage, .. } | Request::Remove { device, stage, .. } => {
-                self.branches(device, &stage)
             }
             Request::Quit {} => {
                 return Reply { result: Ok(json!("the machine ends")), end: Some(Stop::Told) };

@@ -44,10 +44,23 @@ pub(crate) enum Request {
     Set { device: usize, to: String },
     /// Lets requests go on that a stage holds.
     Release { device: usize, stage: String },
-    /// Adds a branch to a stage.
-    Add { device: usize, stage: String, branch: String },
-    /// Takes a branch from a stage.
-    Remove { device: usize, stage: String, branch: usize },
+    /// Puts a stack into a place that was made vacant.
+    Add {
+        device: usize,
+        #[serde(default = "swappable")]
+        stage: String,
+        to: String,
+        #[serde(default)]
+        deadline: Deadline,
+    },
+    /// Takes the stack below a stage away.
+    Remove {
+        device: usize,
+        #[serde(default = "swappable")]
+        stage: String,
+        #[serde(default)]
+        deadline: Deadline,
+    },
     /// Ends the machine.
     Quit {},
 }
@@ -70,7 +83,7 @@ mod tests {
     use super::*;
     use crate::common::control_socket::request::{LONGEST_LINE, parse, too_long};
 
-    const EXAMPLES: [&str; 11] = [
+    const EXAMPLES: [&str; 12] = [
         r#"{"do":"save","path":"vm.saved","then":"quit"}"#,
         r#"{"do":"devices"}"#,
         r#"{"do":"stats"}"#,
@@ -80,7 +93,8 @@ mod tests {
         r#"{"do":"swap","device":0,"stage":"swappable","to":"stats -> file,path=b.img"}"#,
         r#"{"do":"set","device":1,"to":"fault,fail=write,every=1"}"#,
         r#"{"do":"release","device":1,"stage":"fault"}"#,
-        r#"{"do":"add","device":0,"stage":"mirror","branch":"file,path=c.img"}"#,
+        r#"{"do":"remove","device":0,"deadline":"1s"}"#,
+        r#"{"do":"add","device":0,"stage":"swappable","to":"file,path=c.img"}"#,
         r#"{"do":"quit"}"#,
     ];
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::request::Request;
 use crate::common::control_socket::request::{Deadline, Size};
 use crate::common::control_socket::{Reply, Serve};
-use crate::common::pipeline::{self, Piped};
+use crate::common::pipeline::{self, Exchange, Piped};
 use crate::devices::Device;
 use crate::events::{Event, Events};
 use crate::options::Switch;
@@ -149,11 +149,17 @@ impl Operator {
         Ok(json!("running"))
     }
 
-    fn swap(&self, number: usize, stage: &str, to: &str, limit: Duration) -> Result<Value, String> {
+    fn exchange(
+        &self,
+        number: usize,
+        stage: &str,
+        exchange: &Exchange,
+        limit: Duration,
+    ) -> Result<Value, String> {
         let _one = self.change()?;
         let device = self.device(number)?;
-        let swapped = pipeline::swap(&self.registry, (number, device), stage, to, limit);
-        swapped.map_err(|error| self.reach.explain(error))
+        let exchanged = pipeline::exchange(&self.registry, (number, device), stage, exchange, limit);
+        exchanged.map_err(|error| self.reach.explain(error))
     }
 
     fn resize(&self, number: usize, Size(bytes): Size) -> Result<Value, String> {
@@ -181,7 +187,15 @@ impl Serve for Operator {
             Request::Resize { device, size } => self.resize(device, size),
             Request::Pause { device, deadline } => self.pause(device, deadline),
             Request::Resume { device } => self.resume(device),
-            Request::Swap { device, stage, to, deadline } => self.swap(device, &stage, &to, deadline.0),
+            Request::Swap { device, stage, to, deadline } => {
+                Exchange::swap(&to).and_then(|exchange| self.exchange(device, &stage, &exchange, deadline.0))
+            }
+            Request::Add { device, stage, to, deadline } => {
+                Exchange::add(&to).and_then(|exchange| self.exchange(device, &stage, &exchange, deadline.0))
+            }
+            Request::Remove { device, stage, deadline } => {
+                self.exchange(device, &stage, &Exchange::Remove, deadline.0)
+            }
             Request::Set { device, to } => {
                 self.device(device).and_then(|found| pipeline::set((device, found), &to))
             }

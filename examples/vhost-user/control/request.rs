@@ -31,6 +31,23 @@ pub(crate) enum Request {
         #[serde(default)]
         deadline: Deadline,
     },
+    /// Puts a stack into a place that was made vacant.
+    Add {
+        device: usize,
+        #[serde(default = "swappable")]
+        stage: String,
+        to: String,
+        #[serde(default)]
+        deadline: Deadline,
+    },
+    /// Takes the stack below a stage away.
+    Remove {
+        device: usize,
+        #[serde(default = "swappable")]
+        stage: String,
+        #[serde(default)]
+        deadline: Deadline,
+    },
     /// Changes the settings of a stage.
     Set { device: usize, to: String },
     /// Lets requests go on that a stage holds.

@@ -5,12 +5,13 @@
 //! kernels again (the *guests*) with our devices. Slow, and real in every line: it proves that things are right, not how
 //! fast they are.
 //!
-//! `kernel`, `parts` and `filesystem` make what the machines need, `machine` starts QEMU, `cases` says what to run,
+//! `kernel`, `parts`, `fio` and `filesystem` make what the machines need, `machine` starts QEMU, `cases` says what to run,
 //! `session`, `shell` and `reference` run it.
 
 mod cases;
 mod cpio;
 mod filesystem;
+mod fio;
 mod kernel;
 mod machine;
 mod parts;
@@ -30,7 +31,7 @@ use crate::lab::kernel::Series;
 use crate::setup::{self, Tool};
 
 /// What the lab needs.
-pub(crate) const TOOLS: [Tool; 10] = [
+pub(crate) const TOOLS: [Tool; 11] = [
     setup::CC,
     setup::QEMU,
     setup::MKFS,
@@ -41,6 +42,7 @@ pub(crate) const TOOLS: [Tool; 10] = [
     setup::ZSTD,
     setup::XZ,
     setup::LDD,
+    setup::READELF,
 ];
 
 /// Options of `cargo xtask lab`.

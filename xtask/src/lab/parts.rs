@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Result, copy, read, write};
 use crate::lab::cpio::Cpio;
+use crate::lab::fio;
 use crate::lab::kernel::{Kernel, Module, Series};
 use crate::setup;
 
@@ -30,6 +31,7 @@ pub(crate) struct Parts {
     pub guests: Vec<(Series, Kernel)>,
     busybox: Vec<u8>,
     exit: Vec<u8>,
+    cache: PathBuf,
 }
 
 impl Parts {
@@ -52,7 +54,13 @@ impl Parts {
             .arg(&exit)
             .arg(cmd::root().join("xtask/lab/exit.c"))
             .quiet()?;
-        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, exit: read(&exit)? })
+        Ok(Self {
+            host_kernel,
+            guests,
+            busybox: read(&busybox)?,
+            exit: read(&exit)?,
+            cache: cache.to_owned(),
+        })
     }
 
     /// The initial RAM disk of the host.
@@ -86,6 +94,11 @@ impl Parts {
             write(&tree.join("cases").join(name), script)?;
         }
         Ok(())
+    }
+
+    /// Puts the disk with fio, `fio.img`, into the folder of a case.
+    pub(crate) fn add_fio(&self, folder: &Path) -> Result<()> {
+        copy(&fio::disk(&self.cache)?, &folder.join("fio.img"))
     }
 
     fn system(&self, kernel: &Kernel, modules: &[&str]) -> Result<Cpio> {
