@@ -48,7 +48,7 @@ struct Card {
 impl Card {
     fn new(pairs: u16, features: u64) -> Self {
         let stack = Registry::standard().build_net(&"swappable -> loopback".parse().unwrap()).unwrap();
-        let config = NetConfig { mac: Some(MacAddr(GUEST)), pairs, queue_size: SIZE };
+        let config = NetConfig { mac: Some(MacAddr(GUEST)), pairs, queue_size: SIZE, ..NetConfig::default() };
         let card = VirtioNet::new(config, stack).unwrap();
         let (control, counters) = (card.stages().control("swappable").unwrap(), card.counters());
         // One round at a time, so that a test sees what is half way.

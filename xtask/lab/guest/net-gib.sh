@@ -6,10 +6,11 @@ ping_host
 expect "64 MiB of noise read" dd if=/dev/vda of=/noise bs=1M iflag=direct
 before=$(now)
 n=0
-while [ $n -lt 16 ]; do
+rounds=$(word lab.rounds)
+while [ $n -lt "$rounds" ]; do
 	cat /noise || end 1
 	n=$((n + 1))
 	echo "guest: $((n * 64)) MiB after $(since "$before") s" >&2
 done | nc $theirs 1001 >/dev/null
-echo "guest: 1024 MiB took $(since "$before") s"
+echo "guest: $((rounds * 64)) MiB took $(since "$before") s"
 cat /proc/net/dev

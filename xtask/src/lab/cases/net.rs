@@ -110,6 +110,7 @@ pub(super) const GIB: Case = Case {
         prepare(folder, 0)
     },
     check: check_gib,
+    words: " lab.rounds=1",
     limit: 900,
     ..BLANK
 };
@@ -121,7 +122,7 @@ fn check_gib(outcome: &Outcome) -> Result<()> {
     check(outcome, &[], &[])?;
     let image = outcome.after.join("noise.img");
     let sent = Cmd::new("sh")
-        .args(["-c", "for n in $(seq 16); do cat \"$0\"; done | sha256sum"])
+        .args(["-c", "for n in $(seq 1); do cat \"$0\"; done | sha256sum"])
         .arg(&image)
         .text()?;
     let notes = outcome.text("host.txt")?;
