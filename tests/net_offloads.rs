@@ -4,8 +4,10 @@
 mod common;
 
 use common::raw::{BUFFERS, Piece, RawDriver, SIZE};
+use common::stacks::{NET_STAGES, stacks};
 use common::tcp::{
-    self, ACK, CSUM, CTRL_GUEST_OFFLOADS, End, GUEST_CSUM, GUEST_TSO4, HEADER, HEADERS, HOST_TSO4, PSH, Segment,
+    self, ACK, CSUM, CTRL_GUEST_OFFLOADS, End, GUEST_CSUM, GUEST_TSO4, HEADER, HEADERS, HOST_TSO4, PSH,
+    Segment,
 };
 use iovirt::backends::interposers::filter::{FilterControl, Verdict};
 use iovirt::backends::net::loopback::{LoopbackBackend, LoopbackConfig, LoopbackControl};
@@ -18,6 +20,7 @@ use iovirt::registry::Registry;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 const RX: u16 = 0;
 const TX: u16 = 1;
@@ -48,7 +51,7 @@ fn driver(features: u64) -> (RawDriver, Arc<NetCounters>, Arc<LoopbackControl>) 
 }
 
 /// Sends a frame behind that header, in pieces.
-fn send(driver: &mut RawDriver, header: [u8; HEADER], frame: &[u8]) {
+fn send_slowly(driver: &mut RawDriver, header: [u8; HEADER], frame: &[u8]) {
     driver.write(SENT, &[&header[..], frame].concat());
     let len = (HEADER + frame.len()) as u32;
     let cuts = [0, HEADER as u32, len.min(40), len.min(5000), len];
@@ -59,6 +62,11 @@ fn send(driver: &mut RawDriver, header: [u8; HEADER], frame: &[u8]) {
         .collect();
     driver.offer(TX, &pieces);
     driver.ring(TX);
+}
+
+/// The same through stages that send at once.
+fn send(driver: &mut RawDriver, header: [u8; HEADER], frame: &[u8]) {
+    send_slowly(driver, header, frame);
     assert_eq!(driver.used(TX).len(), 1, "every chain comes back");
 }
 
@@ -214,7 +222,9 @@ fn headers_that_describe_no_frame_are_counted_and_harmless() {
         assert_eq!((after.malformed - before.malformed, after.sent - before.sent), (1, 0), "{what}");
     }
     // What only the network below can know is wrong: it refuses, or loses the frame.
-    for (what, header) in [("a segment beyond the MTU", set(4, &[0xb5, 5])), ("too much", set(4, &[0xff, 0xff]))] {
+    for (what, header) in
+        [("a segment beyond the MTU", set(4, &[0xb5, 5])), ("too much", set(4, &[0xff, 0xff]))]
+    {
         let before = counters.snapshot().send_failed;
         send(&mut driver, header, &frame);
         assert_eq!(counters.snapshot().send_failed - before, 1, "{what}");
@@ -227,7 +237,11 @@ fn headers_that_describe_no_frame_are_counted_and_harmless() {
     odd.truncate(60);
     send(&mut driver, tcp::uncut(1460), &odd);
     assert_eq!(control.snapshot().dropped, 2, "frames that are not what they are to be cut by");
-    assert_eq!((driver.used(RX), driver.status() & 0x40), (vec![], 0), "nothing came, and the device is fine");
+    assert_eq!(
+        (driver.used(RX), driver.status() & 0x40),
+        (vec![], 0),
+        "nothing came, and the device is fine"
+    );
     send(&mut driver, tcp::uncut(1460), &frame);
     assert_eq!(take(&mut driver, &offered).len(), 3);
 }
@@ -274,7 +288,8 @@ fn a_driver_changes_its_mind_about_what_it_takes() {
 #[test]
 fn a_filter_knows_what_is_left_to_be_done() {
     let registry = Registry::standard();
-    let card = registry.build_virtio(&registry.parse("virtio-net,queue-size=64 -> filter -> loopback").unwrap());
+    let card =
+        registry.build_virtio(&registry.parse("virtio-net,queue-size=64 -> filter -> loopback").unwrap());
     let card = card.unwrap();
     let control = card.stages().control::<FilterControl>("filter").unwrap();
     let seen = Arc::new(AtomicU64::new(0));
@@ -291,6 +306,47 @@ fn a_filter_knows_what_is_left_to_be_done() {
     let came = take(&mut driver, &offered);
     assert!(came.len() == 1 && came[0].1 == frame);
     assert_eq!(seen.load(Ordering::Relaxed), 2, "on both ways");
+}
+
+/// Whatever stands between, a frame comes whole to who takes it so, and cut to who does not.
+#[test]
+fn no_stage_loses_what_is_left_to_be_done() {
+    let payload = tcp::noise(3000, 6);
+    let frame = big(&payload);
+    let mut count = 0;
+    for stack in stacks(NET_STAGES, "loopback") {
+        let line = format!("virtio-net,mac=02:00:00:00:00:01,queue-size={SIZE} -> {stack}");
+        for takes in [GUEST_ALL, 0] {
+            let card = Registry::standard().build_virtio(&line.parse().unwrap()).unwrap();
+            assert_eq!(card.features() & (HOST_ALL | GUEST_ALL), HOST_ALL | GUEST_ALL, "{stack}");
+            let mut driver = RawDriver::new(card, HOST_ALL | takes);
+            for round in 0..20 {
+                let offered = offer(&mut driver, 3, 4096);
+                send_slowly(&mut driver, tcp::uncut(1460), &frame);
+                let mut came = Vec::new();
+                let start = Instant::now();
+                while came.iter().map(|(_, frame): &(_, Vec<u8>)| frame.len() - HEADERS).sum::<usize>() < 3000
+                {
+                    assert!(start.elapsed() < Duration::from_secs(30), "{stack}: round {round} is lost");
+                    driver.worker.run_within(Duration::from_millis(1)).unwrap();
+                    came.extend(take(&mut driver, &offered));
+                }
+                if takes == 0 {
+                    assert!(
+                        came.len() == 3 && came.iter().all(|(header, _)| header[..10] == [0; 10]),
+                        "{stack}"
+                    );
+                } else {
+                    assert!(came[0].0[..10] == tcp::uncut(1460)[..10] && came[0].1 == frame, "{stack}");
+                    // Buffers that are left are taken back by starting anew.
+                    driver.reset();
+                    driver.set_up(HOST_ALL | takes);
+                }
+            }
+        }
+        count += 1;
+    }
+    assert_eq!(count, NET_STAGES.len() + 1, "none is left out");
 }
 
 /// Any header in front of a sound frame or a broken one: each chain comes back, the device stays well, and what comes is as the

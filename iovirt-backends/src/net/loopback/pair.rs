@@ -1,6 +1,6 @@
 //! What the two sides of a pair share: tokens that wait, and tokens that have a frame.
 
-use iovirt_core::request::net::{NetRequest, Segments, add_checksum};
+use iovirt_core::request::net::{NetRequest, Offload, Segments, add_checksum};
 use iovirt_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use iovirt_core::worker::{LaneWaker, WorkerContext};
@@ -175,12 +175,13 @@ impl PairState {
         }
         let Some(mut token) = self.tokens.pop() else { return false };
         let is_copied = token.sg_mut().push_copy(frame.sg()).is_ok();
-        if is_copied && is_accepted {
-            token.set_offload(offload.as_sent(len));
-        } else if !is_copied || !token.sg_mut().host_bytes().is_some_and(|b| add_checksum(b, offload).is_ok())
-        {
+        let is_carried = is_copied && (is_accepted || sum_up(&mut token, offload));
+        if !is_carried {
             self.keep(token);
             return false;
+        }
+        if is_accepted {
+            token.set_offload(offload.as_sent(len));
         }
         self.filled.push(token);
         true
@@ -210,4 +211,9 @@ impl PairState {
         }
         Some(())
     }
+}
+
+/// Puts the checksum into a frame in host memory; false where that is not possible.
+fn sum_up(token: &mut NetRequest, offload: Offload) -> bool {
+    token.sg_mut().host_bytes().is_some_and(|bytes| add_checksum(bytes, offload).is_ok())
 }

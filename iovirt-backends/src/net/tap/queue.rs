@@ -156,25 +156,11 @@ impl TapQueue {
             self.tap.too_long.fetch_add(1, Ordering::Relaxed);
             return Read::Unfit;
         }
-        if offload.is_plain() && offload.flags == 0 || self.finish(token, offload) {
+        if offload.is_plain() && offload.flags == 0 || finish(token, offload) {
             return Read::Frame;
         }
         self.tap.unfinished.fetch_add(1, Ordering::Relaxed);
         Read::Unfit
-    }
-
-    /// Does to a frame what its receiver does not do, or notes what is left; false where that is not possible.
-    fn finish(&self, token: &mut NetRequest, offload: Offload) -> bool {
-        let accepted = token.accepts();
-        let Ok(needed) = offload.check(token.sg().len()) else { return false };
-        if accepted.contains(needed) {
-            if accepted.contains(Offloads::CSUM) {
-                token.set_offload(offload);
-            }
-            return true;
-        }
-        let bytes = token.sg_mut().host_bytes();
-        needed == Offloads::CSUM && bytes.is_some_and(|bytes| add_checksum(bytes, offload).is_ok())
     }
 
     /// Reads until there is no frame or no token.
@@ -201,6 +187,20 @@ impl TapQueue {
         // The watch tells of what comes, not of what is there.
         cx.run_again();
     }
+}
+
+/// Does to a frame what its receiver does not do, or notes what is left; false where that is not possible.
+fn finish(token: &mut NetRequest, offload: Offload) -> bool {
+    let accepted = token.accepts();
+    let Ok(needed) = offload.check(token.sg().len()) else { return false };
+    if accepted.contains(needed) {
+        if accepted.contains(Offloads::CSUM) {
+            token.set_offload(offload);
+        }
+        return true;
+    }
+    let bytes = token.sg_mut().host_bytes();
+    needed == Offloads::CSUM && bytes.is_some_and(|bytes| add_checksum(bytes, offload).is_ok())
 }
 
 /// What the host says of a queue that it gives no frames, and of one whose device is gone.

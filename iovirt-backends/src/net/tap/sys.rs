@@ -130,11 +130,7 @@ pub(super) fn address(name: &str) -> io::Result<[u8; 6]> {
 
 /// Reads one frame into the list, which the device may write; says how long it was, as far as there was room, and what is left
 /// to be done to it.
-pub(super) fn read(
-    fd: BorrowedFd<'_>,
-    sg: &mut SgList,
-    pieces: &mut Pieces,
-) -> io::Result<(usize, Offload)> {
+pub(super) fn read(fd: BorrowedFd<'_>, sg: &mut SgList, pieces: &mut Pieces) -> io::Result<(usize, Offload)> {
     assert!(!sg.is_read_only(), "read into a read-only list");
     let mut header = [0; HEADER_LEN];
     let iovecs = pieces.join(header.as_mut_ptr(), sg);

@@ -79,7 +79,9 @@ pub enum BadOffload {
     #[error("a frame is to be cut whose checksum is not left to be done")]
     NoChecksum,
     /// No segment can have that payload.
-    #[error("segments cannot have a payload of {0} bytes: {MIN_GSO_SIZE} are the least, and they must fit the MTU")]
+    #[error(
+        "segments cannot have a payload of {0} bytes: {MIN_GSO_SIZE} are the least, and they must fit the MTU"
+    )]
     Size(u16),
     /// The checksum is not within the frame, or not where its protocol has it.
     #[error("the checksum cannot start at {start} and stand {offset} bytes behind, in a frame of {len}")]

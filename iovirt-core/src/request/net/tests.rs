@@ -184,7 +184,10 @@ fn segments_are_the_frame_cut() {
                     let word = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
                     if version == 4 {
                         let sum = transport_sum(&segment[..transport], 0..0, network, 0);
-                        assert_eq!(sum, 20, "the IPv4 header sums up to nothing, but for the length of this sum");
+                        assert_eq!(
+                            sum, 20,
+                            "the IPv4 header sums up to nothing, but for the length of this sum"
+                        );
                         assert_eq!(usize::from(word(network + 2)), segment.len() - network);
                         assert_eq!(word(network + 4), 0xfffe_u16.wrapping_add(index as u16));
                     } else {

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{BLANK, Case, Outcome, must};
+use super::{BLANK, Case, Outcome, Usual, must};
 use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result, write};
 use crate::lab::filesystem::noise;
@@ -101,7 +101,8 @@ pub(super) const RESTORE: Case = Case {
 /// A whole gibibyte.
 pub(super) const GIB: Case = Case {
     name: "net-gib",
-    about: "a gibibyte of TCP to the host and one from it, with offloads",
+    about: "a gibibyte of TCP to the host and one from it, with offloads; unless it is named, on one kernel",
+    usual: Usual::OneKernel,
     devices: &[],
     pci_devices: &["virtio-blk -> file,path=noise.img", "virtio-net -> stats -> tap,name=tap0"],
     host: Some(include_str!("../../../lab/host/net-gib.sh")),
@@ -123,9 +124,8 @@ const TIMES: usize = 16;
 /// What came to the host is summed up here, where nothing is emulated. The guest compared each byte itself, or did not end well.
 fn check_gib(outcome: &Outcome) -> Result<()> {
     check(outcome, &[], &[])?;
-    let sum_of = |script: &str, file: &str| {
-        Cmd::new("sh").args(["-c", script]).arg(outcome.after.join(file)).text()
-    };
+    let sum_of =
+        |script: &str, file: &str| Cmd::new("sh").args(["-c", script]).arg(outcome.after.join(file)).text();
     let sent = sum_of(&format!("for n in $(seq {TIMES}); do cat \"$0\"; done | sha256sum"), "noise.img")?;
     let arrived = sum_of("sha256sum <\"$0\"", "stream")?;
     fs::remove_file(outcome.after.join("stream")).context("stream")?;
