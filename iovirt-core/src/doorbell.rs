@@ -1,9 +1,9 @@
 //! Doorbells: how a guest's register write reaches a worker without a trip through user space.
 
-use crate::worker::fd::lend;
+use crate::worker::fd::{adopt, blocks, lend};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -11,6 +11,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 #[derive(Clone)]
 pub struct Doorbell {
     event: Arc<EventFd>,
+    /// Reading it may block: it is somebody else's.
+    blocks: bool,
 }
 
 impl Doorbell {
@@ -19,7 +21,19 @@ impl Doorbell {
     /// # Errors
     /// Where the host has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { event: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) })
+        Ok(Self { event: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?), blocks: false })
+    }
+
+    /// An eventfd that exists already, such as one received over vhost-user.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        let event = adopt(fd);
+        Self { blocks: blocks(&event), event: Arc::new(event) }
+    }
+
+    /// How often it was rung since this was last asked. Zero where asking might block. Whoever watches it by edges may miss one by
+    /// this, and is to be woken where it is more than zero.
+    pub fn take_rung(&self) -> u64 {
+        if self.blocks { 0 } else { self.event.read().unwrap_or(0) }
     }
 
     /// Rings it from user space, as the kernel does for a registered ioeventfd.

@@ -1,9 +1,9 @@
 //! Interrupts: how a device reaches the guest. The embedder supplies the way, a device only pulls it.
 
-use crate::worker::fd::lend;
+use crate::worker::fd::{adopt, blocks, is_writable, lend};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -17,6 +17,8 @@ pub trait Interrupt: Send + Sync + fmt::Debug {
 /// An interrupt through an eventfd: registered as an irqfd it needs no exit of the guest.
 pub struct EventFdInterrupt {
     event: EventFd,
+    /// Writing it may block: it is somebody else's.
+    blocks: bool,
 }
 
 impl EventFdInterrupt {
@@ -25,12 +27,18 @@ impl EventFdInterrupt {
     /// # Errors
     /// Where the host has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
+        Ok(Self { event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, blocks: false })
     }
 
-    /// An eventfd that exists already, such as one received over vhost-user.
+    /// An eventfd that exists already.
     pub fn from_event(event: EventFd) -> Self {
-        Self { event }
+        Self { blocks: blocks(&event), event }
+    }
+
+    /// A descriptor that somebody else made, such as one received over vhost-user. Whatever it is, raising the interrupt does not
+    /// block.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self::from_event(adopt(fd))
     }
 
     /// The descriptor, to be registered as an irqfd.
@@ -41,6 +49,9 @@ impl EventFdInterrupt {
 
 impl Interrupt for EventFdInterrupt {
     fn trigger(&self) {
+        if self.blocks && !is_writable(&self.event) {
+            return;
+        }
         // The only failure is a counter at its end, and then an interrupt is pending already.
         let _ = self.event.write(1);
     }
@@ -168,6 +179,17 @@ impl Interrupt for CountingInterrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_counter_blocks_nobody() {
+        let event = EventFd::new(EFD_CLOEXEC).unwrap();
+        event.write(u64::MAX - 1).unwrap();
+        let interrupt = EventFdInterrupt::from_event(event);
+        interrupt.trigger();
+        assert_eq!(interrupt.event().read().unwrap(), u64::MAX - 1);
+        interrupt.trigger();
+        assert_eq!(interrupt.event().read().unwrap(), 1);
+    }
 
     #[test]
     fn each_kind_delivers() {

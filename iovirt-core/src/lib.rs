@@ -25,6 +25,7 @@
 //! | [`dma`] | guest memory: the only way to touch it |
 //! | [`worker`] | who runs it all: one thread, one pollable file descriptor |
 //! | [`pipeline`] | putting stages together, static or boxed; events and control handles |
+//! | [`socket`] | descriptors over Unix sockets |
 //! | [`irq`], [`doorbell`], [`state`], [`error`], [`log`] | interrupts, doorbells, saved state, errors, a limit on log lines |
 //!
 //! # Example
@@ -75,6 +76,7 @@ pub mod model;
 pub mod pipeline;
 pub mod request;
 pub mod scheduler;
+pub mod socket;
 pub mod stage;
 pub mod state;
 pub mod sync;

@@ -83,6 +83,14 @@ impl VirtioDevice for Mistaken {
         Box::new(move |cx| Ok(Box::new(MistakenWork { inner: make(cx)?, mistake, blind: false })))
     }
 
+    fn resubmits(&self) -> bool {
+        self.inner.resubmits()
+    }
+
+    fn use_queues(&self, count: u16) {
+        self.inner.use_queues(count);
+    }
+
     fn reset(&self) {
         self.inner.reset();
     }

@@ -1,7 +1,8 @@
 //! Development commands of iovirt: `cargo xtask test` checks everything, `cargo xtask lab` runs our devices under a real
-//! KVM against the drivers of a stock Linux kernel, `cargo xtask blocks` writes the table of proofs. Each says more with
-//! `--help`.
+//! KVM against the drivers of a stock Linux kernel, `cargo xtask blocks` writes the table of proofs, `cargo xtask bench-peers`
+//! measures our vhost-user daemon beside QEMU's. Each says more with `--help`.
 
+mod bench_peers;
 mod blocks;
 mod cmd;
 mod error;
@@ -30,6 +31,8 @@ enum Command {
     Blocks(blocks::Options),
     /// Run our VMM under a real KVM with a stock Linux kernel as its guest.
     Lab(lab::Options),
+    /// Measure our vhost-user daemon beside QEMU's, and write the table in docs/performance.md.
+    BenchPeers(bench_peers::Options),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Blocks(options) => blocks::run(&options),
         Command::Lab(options) => lab::run(&options),
+        Command::BenchPeers(options) => bench_peers::run(&options),
     };
     match outcome {
         Ok(code) => code,

@@ -35,6 +35,8 @@ pub(crate) const DEBUGFS: Tool = tool("debugfs", "e2fsprogs");
 pub(crate) const NBDKIT: Tool = tool("nbdkit", "nbdkit");
 /// Serves disk images over NBD, for the same.
 pub(crate) const QEMU_NBD: Tool = tool("qemu-nbd", "qemu-utils");
+/// Serves disk images over vhost-user, for the tests of our driver and as the peer of `bench-peers`.
+pub(crate) const STORAGE_DAEMON: Tool = tool("qemu-storage-daemon", "qemu-utils");
 /// Makes devices and addresses in a network namespace, for the tests of tap devices.
 pub(crate) const IP: Tool = tool("ip", "iproute2");
 /// Makes the network namespace.

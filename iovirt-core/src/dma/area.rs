@@ -1,7 +1,7 @@
 //! A contiguous piece of guest memory, resolved once: what a ring lies in.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{Access, DmaError, DmaView, IoVec, MemoryMap};
 
@@ -115,6 +115,22 @@ impl<const ALIGN: usize> MappedArea<ALIGN> {
         };
         store(first, values[0]);
         store(first.wrapping_add(size_of::<u32>()), values[1]);
+    }
+
+    /// Sets bits of the byte at `offset`, and no others: for a bitmap that another process clears at the same time.
+    #[inline]
+    pub fn set_bits(&self, offset: usize, bits: u8, ordering: Ordering) {
+        let place = self.place::<u8>(offset, 1, self.writable);
+        // SAFETY: bounds were checked, and a byte is always aligned; otherwise as for the stores.
+        unsafe { AtomicU8::from_ptr(place) }.fetch_or(bits, ordering);
+    }
+
+    /// Loads the byte at `offset`.
+    #[inline]
+    pub fn load_u8(&self, offset: usize, ordering: Ordering) -> u8 {
+        let place = self.place::<u8>(offset, 1, self.host.len());
+        // SAFETY: as for `set_bits`.
+        unsafe { AtomicU8::from_ptr(place) }.load(ordering)
     }
 
     /// Copies `N` bytes from `offset`; they may be torn.

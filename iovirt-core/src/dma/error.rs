@@ -107,6 +107,14 @@ pub enum MapError {
         /// Base of the higher one.
         second: u64,
     },
+    /// A region of a file that ends before the region does, or that is no file that can be mapped.
+    #[error("the region at {base:#x} lies beyond the end of its file of {file_len:#x} bytes")]
+    BeyondFile {
+        /// Its guest physical address.
+        base: u64,
+        /// Length of the file in bytes; zero where it is no file.
+        file_len: u64,
+    },
     /// The host has no memory for it.
     #[error("the host refused to map {len:#x} bytes (errno {errno})")]
     Host {

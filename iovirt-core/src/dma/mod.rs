@@ -72,7 +72,7 @@ pub use pin::{
 };
 pub use pool::SgPool;
 pub use raw::IoVec;
-pub use region::{Protection, Region};
+pub use region::{Protection, Region, shared_memory};
 pub use sglist::{Segment, SgLimits, SgList};
 pub use space::DmaSpace;
 pub use translate::{DmaFault, FaultReason, PageTable, Translate, Translation};

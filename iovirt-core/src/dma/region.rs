@@ -1,6 +1,9 @@
 //! One contiguous piece of guest memory and the host mapping behind it.
 
 use std::any::Any;
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -56,6 +59,21 @@ impl Region {
         check_extent(base, len)?;
         let mapping = Mapping::anonymous(len as usize)?;
         let host = mapping.0;
+        Ok(Self { base, host, protection: Protection::ReadWrite, owner: Arc::new(mapping), log: None })
+    }
+
+    /// A region over a file that another process maps too: a memfd, a file on tmpfs or hugetlbfs, as received over vhost-user.
+    /// `offset` is that of the region's first byte in the file.
+    ///
+    /// Whoever may shorten the file can end this process: an access beyond its new end is a bus error. So the file must be
+    /// sealed against that, or its owner trusted with it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] as in [`Region::from_raw`], if the file ends before the region does, or if the host refuses to map it.
+    pub fn from_file(base: u64, len: u64, file: BorrowedFd<'_>, offset: u64) -> Result<Self, MapError> {
+        check_extent(base, len)?;
+        let (mapping, host) = Mapping::shared(base, len, file, offset)?;
         Ok(Self { base, host, protection: Protection::ReadWrite, owner: Arc::new(mapping), log: None })
     }
 
@@ -147,16 +165,66 @@ fn check_extent(base: u64, len: u64) -> Result<(), MapError> {
     Ok(())
 }
 
-/// Anonymous memory, unmapped on drop.
+/// A file of `len` zeroes in memory that other processes can map, as [`Region::from_file`] does, once they were given its
+/// descriptor. It cannot be shortened, by anybody.
+///
+/// # Errors
+///
+/// What the host says.
+pub fn shared_memory(len: u64) -> std::io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: a new descriptor of a name that is a constant with a zero at its end.
+    let fd = unsafe { libc::memfd_create(c"iovirt".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the call has just made this descriptor and nobody else knows it.
+    let file = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+    file.set_len(len)?;
+    // SAFETY: a call with integers only.
+    if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+/// Memory that is ours to unmap.
 #[derive(Debug)]
 struct Mapping(IoVec);
 
 impl Mapping {
     fn anonymous(len: usize) -> Result<Self, MapError> {
+        Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
+    }
+
+    /// Maps that part of a file, and says where it begins: the kernel maps whole pages, which are huge ones on hugetlbfs.
+    fn shared(base: u64, len: u64, file: BorrowedFd<'_>, offset: u64) -> Result<(Self, IoVec), MapError> {
+        const PAGE: u64 = 4096;
+        let beyond = |file_len| MapError::BeyondFile { base, file_len };
+        let metadata =
+            file.try_clone_to_owned().and_then(|file| File::from(file).metadata()).map_err(|_| beyond(0))?;
+        let kind = metadata.file_type();
+        let end = offset.checked_add(len).ok_or(MapError::Overflow { base, len })?;
+        // The length of a device, such as one of DAX memory, is not told; the kernel checks it when it is mapped.
+        if !kind.is_char_device() && (!kind.is_file() || metadata.len() < end) {
+            return Err(beyond(if kind.is_file() { metadata.len() } else { 0 }));
+        }
+        let page = Some(metadata.blksize())
+            .filter(|size| size.is_power_of_two())
+            .map_or(PAGE, |size| size.max(PAGE));
+        let start = offset & !(page - 1);
+        let total = end.checked_next_multiple_of(page).ok_or(MapError::Overflow { base, len })? - start;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        let mapping = Self::map(total as usize, flags, file.as_raw_fd(), start)?;
+        let host = mapping.0.slice((offset - start) as usize, len as usize);
+        Ok((mapping, host))
+    }
+
+    fn map(len: usize, flags: libc::c_int, fd: libc::c_int, offset: u64) -> Result<Self, MapError> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
+        let start = libc::off_t::try_from(offset).map_err(|_| MapError::Overflow { base: 0, len: offset })?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, start) };
         let refused = || MapError::Host {
             len: len as u64,
             errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(0),

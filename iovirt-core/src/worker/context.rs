@@ -26,12 +26,16 @@ pub(super) struct Core {
     pub(super) reactor: Rc<RefCell<Reactor>>,
     pub(super) ring: RingState,
     pub(super) lanes: Vec<LaneState>,
+    /// Lanes may end their turn with `Turn::Poll`.
+    pub(super) polls: bool,
 }
 
 pub(super) struct LaneState {
     pub(super) waker: LaneWaker,
     pub(super) deadline: Option<Time>,
     pub(super) ready: bool,
+    /// It ended its last turn with `Turn::Poll`.
+    pub(super) polled: bool,
 }
 
 pub(super) enum RingState {
@@ -79,6 +83,13 @@ impl WorkerContext<'_> {
     #[inline]
     pub fn run_again(&mut self) {
         self.core.lanes[self.lane].ready = true;
+    }
+
+    /// Whether the worker looks for new work for a while before it sleeps. A lane that finds nothing to do may then end its turn with
+    /// [`Turn::Poll`](super::Turn::Poll) without having asked to be woken.
+    #[inline]
+    pub fn polls(&self) -> bool {
+        self.core.polls
     }
 
     /// Gives the lane of that waker a turn: as [`LaneWaker::wake`], without its system call where the lane is on this

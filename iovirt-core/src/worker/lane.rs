@@ -20,6 +20,9 @@ pub trait Lane {
 pub enum Turn {
     /// Nothing to do until something happens.
     Idle,
+    /// Nothing to do now, and whoever brings more need not say so: the worker gives the lane another turn, before it sleeps or at
+    /// once. Only where [`WorkerContext::polls`]; elsewhere it is as good as `Again`.
+    Poll,
     /// The bound was reached and there is more to do.
     Again,
     /// The lane is finished and is dropped.

@@ -19,6 +19,7 @@ mod clock;
 mod context;
 pub(crate) mod fd;
 mod lane;
+mod polling;
 mod reactor;
 mod run;
 mod thread;

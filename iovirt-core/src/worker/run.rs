@@ -4,6 +4,7 @@ use super::clock::{Clock, MonotonicClock, Time};
 use super::context::{Core, LaneState, RingState, WorkerContext};
 use super::fd::duplicate;
 use super::lane::{Lane, LaneWaker, Turn};
+use super::polling::Polling;
 use super::reactor::Reactor;
 use super::uring::UringPolicy;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -26,11 +27,16 @@ pub struct WorkerConfig {
     /// How many rounds over its ready lanes one [`Worker::run`] makes at most: the bound on how long it keeps the
     /// embedder's event loop.
     pub rounds: usize,
+    /// How long the worker looks for new work at most before it sleeps, so that whoever brings some need not wake it. It looks for
+    /// less or not at all where that finds nothing. Zero, the default, turns it off. Only where the worker waits by itself: in
+    /// [`WorkerThread`](super::WorkerThread), [`Worker::run_until_stopped`] and [`Worker::run_within`].
+    pub poll: Duration,
 }
 
 impl Default for WorkerConfig {
     fn default() -> Self {
-        Self { clock: Arc::new(MonotonicClock::new()), uring: UringPolicy::default(), rounds: 16 }
+        let (clock, uring) = (Arc::new(MonotonicClock::new()), UringPolicy::default());
+        Self { clock, uring, rounds: 16, poll: Duration::ZERO }
     }
 }
 
@@ -69,6 +75,10 @@ impl Inbox {
             // The only failure is a counter at its end, and then the worker is awake already.
             let _ = self.wake.write(1);
         }
+    }
+
+    fn is_notified(&self) -> bool {
+        self.notified.load(Ordering::SeqCst)
     }
 
     /// The worker looks at everything after this: whoever notifies from now on makes the descriptor readable again.
@@ -129,7 +139,11 @@ pub struct Worker {
     fd: OwnedFd,
     inbox: Arc<Inbox>,
     rounds: usize,
+    polling: Polling,
 }
+
+/// While a worker looks for new work, it polls its descriptor once in that many looks.
+const LOOKS_PER_POLL: u32 = 64;
 
 /// The lane of [`Worker::with_context`]: it is nobody's.
 const SCRATCH: usize = 0;
@@ -149,8 +163,10 @@ impl Worker {
             reactor: Rc::new(RefCell::new(reactor)),
             ring: RingState::new(config.uring),
             lanes: Vec::new(),
+            polls: false,
         };
-        let mut worker = Self { lanes: Vec::new(), core, fd, inbox, rounds: config.rounds.max(1) };
+        let (rounds, polling) = (config.rounds.max(1), Polling::new(config.poll));
+        let mut worker = Self { lanes: Vec::new(), core, fd, inbox, rounds, polling };
         let nobody = LaneWaker::new(worker.inbox.clone());
         worker.reserve_lane(nobody);
         Ok(worker)
@@ -233,6 +249,8 @@ impl Worker {
             Some(limit) => i32::try_from(limit.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
         };
         self.collect(timeout_ms)?;
+        let window = if self.core.clock.runs() { self.polling.window(limit) } else { Duration::ZERO };
+        self.core.polls = window > Duration::ZERO;
         for round in 0..self.rounds {
             if round > 0 && !self.gather() {
                 break;
@@ -240,12 +258,81 @@ impl Worker {
             self.round();
             self.flush_ring();
         }
+        let idle_since = self.look(window)?;
+        self.core.polls = false;
+        self.look_for_the_last_time();
+        if !self.has_ready() {
+            self.polling.sleeps(idle_since);
+        }
         self.announce()
+    }
+
+    /// Looks for new work until there was none for that long, and says since when. Ends early where somebody has left something for
+    /// the worker.
+    fn look(&mut self, window: Duration) -> io::Result<Time> {
+        let (mut idle_since, mut looks) = (self.core.now, 0u32);
+        while self.core.lanes.iter().any(|lane| lane.polled) && !self.inbox.is_notified() {
+            std::hint::spin_loop();
+            looks = looks.wrapping_add(1);
+            if looks.is_multiple_of(LOOKS_PER_POLL) {
+                self.poll_descriptor(0)?;
+            }
+            if self.collect_completions() || self.gather() {
+                idle_since = self.core.clock.now();
+                self.core.now = idle_since;
+            }
+            self.core.lanes.iter_mut().for_each(|lane| lane.ready |= lane.polled);
+            self.round();
+            self.flush_ring();
+            self.core.now = self.core.clock.now();
+            if self.core.now.since(idle_since) > window && !self.gather() {
+                break;
+            }
+        }
+        Ok(idle_since)
+    }
+
+    /// Gives lanes that nobody would wake a turn in which they see to it.
+    fn look_for_the_last_time(&mut self) {
+        let mut any = false;
+        for lane in &mut self.core.lanes {
+            any |= lane.polled;
+            lane.ready |= lane.polled;
+        }
+        if any {
+            self.round();
+            self.flush_ring();
+        }
+    }
+
+    /// Takes completions that have come by themselves; whether there were any.
+    fn collect_completions(&mut self) -> bool {
+        let Core { lanes, ring: RingState::Open(ring), .. } = &mut self.core else { return false };
+        let mut ring = ring.borrow_mut();
+        let any = ring.has_completions();
+        if any {
+            ring.collect_for_lanes(|lane| {
+                if let Some(lane) = lanes.get_mut(lane) {
+                    lane.ready = true;
+                }
+            });
+        }
+        any
     }
 
     /// Polls the descriptor and marks who is ready.
     fn collect(&mut self, timeout_ms: i32) -> io::Result<()> {
-        let Core { reactor, lanes, ring, clock, now } = &mut self.core;
+        self.poll_descriptor(timeout_ms)?;
+        self.inbox.heed();
+        self.accept_new();
+        if self.gather() {
+            self.polling.wakes(self.core.now);
+        }
+        Ok(())
+    }
+
+    fn poll_descriptor(&mut self, timeout_ms: i32) -> io::Result<()> {
+        let Core { reactor, lanes, ring, clock, now, .. } = &mut self.core;
         let ready = |lane: usize| {
             if let Some(lane) = lanes.get_mut(lane) {
                 lane.ready = true;
@@ -261,9 +348,6 @@ impl Worker {
                 }
             });
         }
-        self.inbox.heed();
-        self.accept_new();
-        self.gather();
         Ok(())
     }
 
@@ -287,11 +371,12 @@ impl Worker {
             if !std::mem::take(&mut state.ready) {
                 continue;
             }
-            state.deadline = None;
+            (state.deadline, state.polled) = (None, false);
             let Some(lane) = &mut self.lanes[index] else { continue };
             match lane.turn(&mut WorkerContext { core: &mut self.core, lane: index }) {
                 Turn::Idle => {}
-                Turn::Again => self.core.lanes[index].ready = true,
+                Turn::Poll if self.core.polls => self.core.lanes[index].polled = true,
+                Turn::Again | Turn::Poll => self.core.lanes[index].ready = true,
                 Turn::Finished => {
                     self.lanes[index] = None;
                     // What it asked for in its last turn is nobody's wish any more.
@@ -314,7 +399,7 @@ impl Worker {
     /// A place for one more lane. The place of a finished lane is used again: what was meant for its former owner can at
     /// most give the new one a turn without a reason.
     fn reserve_lane(&mut self, waker: LaneWaker) -> usize {
-        let state = LaneState { waker, deadline: None, ready: false };
+        let state = LaneState { waker, deadline: None, ready: false, polled: false };
         match self.lanes.iter().skip(SCRATCH + 1).position(Option::is_none) {
             Some(free) => {
                 let index = free + SCRATCH + 1;

@@ -152,6 +152,11 @@ impl Uring {
         }
     }
 
+    /// Whether the kernel has put completions into the ring: a look at memory.
+    pub(super) fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     fn collect(&mut self) {
         let Self { ring, clients, in_flight, .. } = self;
         for entry in ring.completion() {

@@ -40,6 +40,13 @@ pub trait VirtioDevice: Send + Sync + fmt::Debug {
     /// What to run for a queue: called once for each, on the worker that will own it.
     fn queue_factory(&self, index: u16) -> QueueFactory;
 
+    /// Whether chains in flight can be served again, from their heads alone, by a process that knows nothing else of them.
+    fn resubmits(&self) -> bool;
+
+    /// The driver uses the queues below `count`: for a transport whose other side serves the control queue itself, so that the device is
+    /// not told there.
+    fn use_queues(&self, count: u16);
+
     /// Back to the state after power-on, once no queue has a request in flight.
     fn reset(&self);
 

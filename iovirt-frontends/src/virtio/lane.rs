@@ -1,6 +1,7 @@
 //! The lane of one device queue: joins the ring, the device's side of the queue, and commands from the registers.
 
 use super::device::{DeviceShared, QueueError, QueueFactory, QueueWork};
+use super::inflight::InflightQueue;
 use super::queue::{QueueConfig, QueueState, RingFeatures};
 use super::ring::Ring;
 use iovirt_core::dma::DmaSpace;
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Drain(Completer),
     /// The way back from rest.
     Resume(Completer),
+    /// Guest memory has a new map: the old one is not used for anything new after this.
+    Follow(Completer),
 }
 
 /// A queue as the driver set it up.
@@ -33,6 +36,17 @@ pub(crate) struct Activation {
     pub(crate) snapshot: QueueSnapshot,
     pub(crate) features: u64,
     pub(crate) start: Start,
+    /// Where another process takes part in the queue's life.
+    pub(crate) peer: Option<QueuePeer>,
+}
+
+/// What another process supplies for a queue.
+#[derive(Debug)]
+pub(crate) struct QueuePeer {
+    /// Rung beside the queue's own.
+    pub(crate) doorbell: Doorbell,
+    /// Where it reads which chains are held.
+    pub(crate) inflight: Option<InflightQueue>,
 }
 
 /// How an activated queue starts.
@@ -90,6 +104,8 @@ pub(crate) struct QueueLink {
     waker: OnceLock<LaneWaker>,
     snapshot: Mutex<Option<QueueSnapshot>>,
     pub(crate) doorbell: Doorbell,
+    /// The doorbell of another process, while the queue is active.
+    peer_doorbell: Mutex<Option<Doorbell>>,
     rung: AtomicU64,
     pub(crate) chains: AtomicU64,
     pub(crate) interrupts: AtomicU64,
@@ -112,6 +128,7 @@ impl QueueLink {
             waker: OnceLock::new(),
             snapshot: Mutex::default(),
             doorbell: Doorbell::new()?,
+            peer_doorbell: Mutex::default(),
             rung: AtomicU64::new(0),
             chains: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
@@ -171,6 +188,16 @@ impl QueueLink {
         command
     }
 
+    fn peer_doorbell(&self) -> MutexGuard<'_, Option<Doorbell>> {
+        self.peer_doorbell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The doorbell of another process; what the last one counted is kept.
+    fn set_peer_doorbell(&self, doorbell: Option<Doorbell>) {
+        let last = std::mem::replace(&mut *self.peer_doorbell(), doorbell);
+        self.rung.fetch_add(last.as_ref().map_or(0, Doorbell::take_rung), Ordering::Relaxed);
+    }
+
     /// Nobody obeys any more: what waits is cancelled.
     fn close(&self) {
         let mut commands = self.commands();
@@ -191,7 +218,7 @@ impl QueueLink {
 
     pub(crate) fn counters(&self) -> QueueCounters {
         // The eventfd has counted the doorbells itself: the lane watches it by edges and never reads it.
-        let fresh = self.doorbell.event().read().unwrap_or(0);
+        let fresh = self.doorbell.take_rung() + self.peer_doorbell().as_ref().map_or(0, Doorbell::take_rung);
         if fresh > 0 {
             // What was read before the worker polled is an edge that it does not see any more.
             self.wake();
@@ -247,6 +274,7 @@ pub(crate) struct QueueLane {
     resubmit: Vec<u16>,
     phase: Phase,
     _doorbell: Watch,
+    peer_doorbell: Option<Watch>,
 }
 
 impl QueueLane {
@@ -276,6 +304,7 @@ impl QueueLane {
                     resubmit: Vec::new(),
                     phase: Phase::Inactive,
                     _doorbell: doorbell,
+                    peer_doorbell: None,
                 })),
                 Err(error) => {
                     tracing::error!(queue = index, error, "a device queue could not be opened");
@@ -292,6 +321,8 @@ impl QueueLane {
             Command::Activate(activation) => self.activate(cx, activation),
             Command::Deactivate(completer) => {
                 self.link.set_snapshot(None);
+                self.peer_doorbell = None;
+                self.link.set_peer_doorbell(None);
                 if self.ring.is_none() {
                     self.phase = Phase::Inactive;
                     completer.done();
@@ -327,17 +358,31 @@ impl QueueLane {
                 }
                 completer.done();
             }
+            Command::Follow(completer) => {
+                if let Some(ring) = &mut self.ring {
+                    match ring.refresh() {
+                        Ok(true) => self.work.memory_changed(ring.view()),
+                        Ok(false) => {}
+                        Err(error) => self.report_broken_ring(&error.into()),
+                    }
+                }
+                completer.done();
+            }
         }
     }
 
     fn activate(&mut self, cx: &mut WorkerContext<'_>, activation: Activation) {
-        let Activation { snapshot, features, start } = activation;
+        let Activation { snapshot, features, start, peer } = activation;
         self.work.start(features);
+        let inflight = peer.and_then(|peer| self.meet(cx, peer));
         let ring_features = RingFeatures::from_negotiated(features);
         let (shared, link) = (self.shared.clone(), Arc::clone(&self.link));
         self.link.at_rest.store(false, Ordering::SeqCst);
         match Ring::open(self.index, (&snapshot.state, start), ring_features, &self.space, shared, link) {
-            Ok(ring) => {
+            Ok(mut ring) => {
+                if let Some(inflight) = inflight {
+                    ring.track(inflight);
+                }
                 self.ring = Some(ring);
                 self.resubmit.clone_from(&snapshot.heads);
                 self.phase = match start {
@@ -355,6 +400,30 @@ impl QueueLane {
                 }
                 self.break_down();
             }
+        }
+    }
+
+    /// Listens to another process's doorbell, and says where it looks.
+    fn meet(&mut self, cx: &mut WorkerContext<'_>, peer: QueuePeer) -> Option<InflightQueue> {
+        match cx.watch(&peer.doorbell, Trigger::Edge) {
+            Ok(watch) => self.peer_doorbell = Some(watch),
+            Err(error) => {
+                if let Some(more) = self.shared.admit_line() {
+                    tracing::warn!(queue = self.index, more, %error, "a doorbell cannot be watched; the queue hears none");
+                }
+            }
+        }
+        self.link.set_peer_doorbell(Some(peer.doorbell));
+        peer.inflight
+    }
+
+    fn report_broken_ring(&mut self, error: &QueueError) {
+        if let Some(more) = self.shared.admit_line() {
+            tracing::warn!(queue = self.index, more, %error, "the driver broke a ring; the device needs a reset");
+        }
+        self.break_down();
+        if let Some(ring) = &mut self.ring {
+            ring.keep_pins_of(&self.work.heads_in_flight());
         }
     }
 
@@ -486,13 +555,7 @@ impl QueueLane {
         }
         let was_stopping = matches!(self.phase, Phase::Stopping(_));
         let turn = self.work(cx).unwrap_or_else(|error| {
-            if let Some(more) = self.shared.admit_line() {
-                tracing::warn!(queue = self.index, more, %error, "the driver broke a ring; the device needs a reset");
-            }
-            self.break_down();
-            if let Some(ring) = &mut self.ring {
-                ring.keep_pins_of(&self.work.heads_in_flight());
-            }
+            self.report_broken_ring(&error);
             Turn::Idle
         });
         self.advance(cx);
@@ -519,7 +582,10 @@ impl Lane for DeadLane {
                     self.link.set_broken_at_rest();
                     self.shared.break_down();
                 }
-                Command::Deactivate(completer) | Command::Drain(completer) | Command::Resume(completer) => {
+                Command::Deactivate(completer)
+                | Command::Drain(completer)
+                | Command::Resume(completer)
+                | Command::Follow(completer) => {
                     completer.done();
                 }
             }

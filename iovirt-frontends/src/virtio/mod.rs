@@ -12,6 +12,7 @@
 mod again;
 pub mod blk;
 mod device;
+mod inflight;
 mod lane;
 pub mod net;
 pub mod queue;

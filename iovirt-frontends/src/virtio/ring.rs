@@ -5,6 +5,7 @@
 //! at a time; where a driver offers a head twice, the slot holds both until both were returned.
 
 use super::device::DeviceShared;
+use super::inflight::InflightQueue;
 use super::lane::{QueueLink, Start};
 use super::queue::{Chain, Head, QueueState, RingError, RingFeatures, SplitQueue};
 use iovirt_core::dma::{DmaSpace, DmaView, PinTable};
@@ -18,6 +19,8 @@ pub struct Ring {
     view: DmaView,
     /// Where addresses are translated.
     pins: Option<PinTable>,
+    /// Where another process reads which chains are held.
+    inflight: Option<InflightQueue>,
     shared: Arc<DeviceShared>,
     link: Arc<QueueLink>,
     index: u16,
@@ -43,7 +46,12 @@ impl Ring {
             Start::Running => SplitQueue::new(state.config, features, &view)?,
             Start::Paused => SplitQueue::restore(state, features, &view)?,
         };
-        Ok(Self { queue, view, pins, shared, link, index })
+        Ok(Self { queue, view, pins, inflight: None, shared, link, index })
+    }
+
+    /// Has it written down from now on which chains are held. Those that are held already are written there.
+    pub(super) fn track(&mut self, inflight: InflightQueue) {
+        self.inflight = Some(inflight);
     }
 
     /// Begins a turn: what was translated is not taken away before its end, or before chains were returned.
@@ -94,6 +102,9 @@ impl Ring {
         if let (Some(pins), Some(head)) = (&mut self.pins, head) {
             pins.pin(head.index().into(), chain.spans());
         }
+        if let (Some(inflight), Some(head)) = (&mut self.inflight, head) {
+            inflight.taken(head);
+        }
         Ok(head)
     }
 
@@ -117,6 +128,9 @@ impl Ring {
                 pins.unpin(head.index().into());
             }
         }
+        if let Some(inflight) = &mut self.inflight {
+            heads.iter().for_each(|head| inflight.put_back(*head));
+        }
         self.queue.undo_pop(heads.len() as u16);
     }
 
@@ -128,12 +142,18 @@ impl Ring {
             pins.unpin(head.index().into());
         }
         self.queue.push_used(head, written);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.returned(head);
+        }
     }
 
     /// Shows the driver what was returned, and interrupts it where it wants that.
     #[inline]
     pub fn publish(&mut self) {
         self.queue.publish();
+        if let Some(inflight) = &mut self.inflight {
+            inflight.published(self.queue.used_idx());
+        }
         if self.queue.needs_interrupt() {
             self.link.interrupts.fetch_add(1, Ordering::Relaxed);
             self.shared.notify.used(self.index);

@@ -37,8 +37,16 @@ pub(crate) const STEPS: &[Step] = &[
 
 /// What tests talk to and make their devices with. Where something is missing, and cargo runs the tests without this
 /// program, they say `SKIPPED`; run by this program they fail instead.
-const UNIT_TOOLS: [Tool; 7] =
-    [setup::CC, setup::NBDKIT, setup::QEMU_NBD, setup::MKFS, setup::IP, setup::UNSHARE, setup::LOSETUP];
+const UNIT_TOOLS: [Tool; 8] = [
+    setup::CC,
+    setup::NBDKIT,
+    setup::QEMU_NBD,
+    setup::STORAGE_DAEMON,
+    setup::MKFS,
+    setup::IP,
+    setup::UNSHARE,
+    setup::LOSETUP,
+];
 
 /// Makes a skipped test a failed one (`iovirt_core::test_utils::skip`): what is green here has run.
 const NO_SKIP: &str = "IOVIRT_NO_SKIP";

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{dirty, logged, view};
-use crate::dma::{Access, DmaError, DmaSpace, MapError, MemoryMap, PageLog, Region};
+use crate::dma::{Access, DmaError, DmaSpace, MapError, MemoryMap, PageLog, Region, shared_memory};
 
 #[test]
 fn regions_are_checked() {
@@ -155,4 +155,40 @@ fn guest_memory_that_cannot_be_read_is_refused() {
     let region = GuestRegionMmap::new(mapping, GuestAddress(0x1000)).unwrap();
     let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
     assert_eq!(DmaSpace::from_guest_memory(&memory).unwrap_err(), MapError::NotReadable { base: 0x1000 });
+}
+
+#[test]
+fn a_region_of_a_file_shows_the_file() {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    let file = shared_memory(0x5000).unwrap();
+    let region = Region::from_file(0x10_0000, 0x2800, file.as_fd(), 0x1800).unwrap();
+    let view = DmaSpace::from_regions(vec![region]).unwrap().view();
+    file.write_all_at(b"from the file", 0x1800).unwrap();
+    assert_eq!(&view.read_array::<13>(0x10_0000).unwrap(), b"from the file");
+    view.write(0x10_27ff, b"!").unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 0x3fff).unwrap();
+    assert_eq!(&byte, b"!");
+
+    let beyond = Region::from_file(0, 0x2000, file.as_fd(), 0x3001).unwrap_err();
+    assert_eq!(beyond, MapError::BeyondFile { base: 0, file_len: 0x5000 });
+    let overflow = Region::from_file(0, 0x2000, file.as_fd(), u64::MAX).unwrap_err();
+    assert_eq!(overflow, MapError::Overflow { base: 0, len: 0x2000 });
+    let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(Region::from_file(0, 0x1000, socket.as_fd(), 0).is_err());
+    assert!(file.set_len(0).is_err(), "nobody can shorten it");
+}
+
+#[test]
+fn bits_are_set_beside_each_other() {
+    use std::sync::atomic::Ordering;
+
+    let view = DmaSpace::anonymous(&[(0, 0x1000)]).unwrap().view();
+    let area = view.map_area::<1>(3, 9, Access::Write).unwrap();
+    area.set_bits(8, 0b101, Ordering::SeqCst);
+    area.set_bits(8, 0b10, Ordering::SeqCst);
+    assert_eq!(area.load_u8(8, Ordering::SeqCst), 0b111);
+    assert_eq!(view.read_array::<3>(10).unwrap(), [0, 0b111, 0]);
 }

@@ -105,6 +105,14 @@ impl VirtioDevice for VirtioBlk {
         })
     }
 
+    fn resubmits(&self) -> bool {
+        true
+    }
+
+    fn use_queues(&self, _: u16) {
+        // A disk has no control queue: it serves whatever queue is started.
+    }
+
     fn reset(&self) {
         self.shared.force_fua.store(false, Ordering::Relaxed);
     }

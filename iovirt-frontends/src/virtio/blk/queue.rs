@@ -274,9 +274,9 @@ impl QueueWork for BlkQueue {
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
         ring.disable_notifications();
-        let mut left = Budget::TURN;
+        let (mut left, mut worked) = (Budget::TURN, false);
         loop {
-            self.bring_home(cx, ring);
+            worked |= self.bring_home(cx, ring) > 0;
             let taken = match self.take_chains(cx, ring, &mut left) {
                 Ok(taken) => taken,
                 Err(error) => {
@@ -285,6 +285,7 @@ impl QueueWork for BlkQueue {
                 }
             };
             if taken > 0 {
+                worked = true;
                 ring.count_chains(taken as u64);
                 self.client.kick(cx);
                 cx.tick();
@@ -293,6 +294,10 @@ impl QueueWork for BlkQueue {
             ring.publish();
             if left.is_spent() {
                 return Ok(Turn::Again);
+            }
+            if taken == 0 && cx.polls() {
+                // The driver need not ring its doorbell: the worker looks again by itself.
+                return Ok(if worked { Turn::Again } else { Turn::Poll });
             }
             if taken == 0 && !ring.enable_notifications() {
                 return Ok(Turn::Idle);

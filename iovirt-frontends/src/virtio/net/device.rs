@@ -165,6 +165,15 @@ impl VirtioDevice for VirtioNet {
         })
     }
 
+    fn resubmits(&self) -> bool {
+        // A frame that was sent may not be sent again, and a buffer that was filled has been seen by nobody.
+        false
+    }
+
+    fn use_queues(&self, count: u16) {
+        self.shared.set_active_pairs(count.div_ceil(2).clamp(1, self.config.pairs));
+    }
+
     fn reset(&self) {
         self.shared.mode.change(|mode| *mode = ReceiveMode::new(self.mac));
         self.shared.set_guest_offloads(Offloads::all());

@@ -161,6 +161,10 @@ impl TransmitQueue {
             if left == 0 {
                 return Ok(Turn::Again);
             }
+            if taken == 0 && cx.polls() {
+                // The driver need not ring its doorbell: the worker looks again by itself.
+                return Ok(if left < TURN_CHAINS { Turn::Again } else { Turn::Poll });
+            }
             if taken == 0 && (!ring.enable_notifications() || self.client.is_full()) {
                 // Where all tags are out, the next completion makes room and brings the next turn.
                 return Ok(Turn::Idle);

@@ -263,6 +263,12 @@ impl SplitQueue {
         used.mark_dirty(0, RING_ELEMENTS + layout::USED_ELEMENT * (count - first));
     }
 
+    /// The used index as the driver sees it.
+    #[inline]
+    pub fn used_idx(&self) -> u16 {
+        self.published
+    }
+
     /// Whether the driver wants an interrupt for what was published since this was last asked (2.7.7.2). Ask
     /// after [`publish`](SplitQueue::publish), once per batch.
     #[inline]

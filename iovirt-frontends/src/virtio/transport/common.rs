@@ -128,7 +128,7 @@ impl SavedState for TransportState {
 }
 
 impl Common {
-    /// Starts the lanes of a device, its queues spread over the workers.
+    /// Starts a device.
     pub(super) fn start(
         device: Arc<dyn VirtioDevice>,
         space: &DmaSpace,
@@ -136,16 +136,8 @@ impl Common {
         workers: &[WorkerHandle],
         kind: TransportKind,
     ) -> Result<Self, TransportError> {
-        if workers.is_empty() {
-            return Err(TransportError::NoWorker);
-        }
         let shared = Arc::new(DeviceShared::new(notify));
-        let sizes = device.queue_max_sizes();
-        let links: Vec<_> = sizes.iter().map(|_| QueueLink::new().map(Arc::new)).collect::<Result<_, _>>()?;
-        for (index, (link, worker)) in (0u16..).zip(links.iter().zip(workers.iter().cycle())) {
-            let factory = device.queue_factory(index);
-            QueueLane::start(worker, index, link.clone(), shared.clone(), space.clone(), factory);
-        }
+        let links = start_lanes(&*device, &shared, space, workers)?;
         let mut required = feature::VERSION_1;
         if let Some(translate) = space.translate() {
             required |= feature::ACCESS_PLATFORM;
@@ -276,7 +268,7 @@ impl Common {
                 // At rest from now on, also before the lane has heard of it.
                 link.set_snapshot(Some(snapshot.clone()));
             }
-            link.tell(Command::Activate(Activation { snapshot, features, start }));
+            link.tell(Command::Activate(Activation { snapshot, features, start, peer: None }));
         }
     }
 
@@ -503,7 +495,7 @@ impl Common {
             // At rest from now on, also before the lane has heard of it.
             link.set_snapshot(Some(snapshot.clone()));
             let (features, start) = (saved.driver_features, Start::Paused);
-            link.tell(Command::Activate(Activation { snapshot, features, start }));
+            link.tell(Command::Activate(Activation { snapshot, features, start, peer: None }));
         }
         if saved.needs_reset {
             self.shared.break_down();
@@ -552,6 +544,25 @@ impl Common {
         }
         Ok(())
     }
+}
+
+/// Starts the lanes of a device, its queues spread over the workers.
+pub(super) fn start_lanes(
+    device: &dyn VirtioDevice,
+    shared: &Arc<DeviceShared>,
+    space: &DmaSpace,
+    workers: &[WorkerHandle],
+) -> Result<Vec<Arc<QueueLink>>, TransportError> {
+    if workers.is_empty() {
+        return Err(TransportError::NoWorker);
+    }
+    let sizes = device.queue_max_sizes();
+    let links: Vec<_> = sizes.iter().map(|_| QueueLink::new().map(Arc::new)).collect::<Result<_, _>>()?;
+    for (index, (link, worker)) in (0u16..).zip(links.iter().zip(workers.iter().cycle())) {
+        let factory = device.queue_factory(index);
+        QueueLane::start(worker, index, link.clone(), shared.clone(), space.clone(), factory);
+    }
+    Ok(links)
 }
 
 impl Drop for Common {

@@ -4,5 +4,7 @@ mod common;
 mod generation;
 pub mod mmio;
 pub mod pci;
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;
 
 pub use common::{TransportError, TransportState};

@@ -45,7 +45,12 @@ struct SimWorker {
 impl SimWorker {
     fn new(clock: &VirtualClock) -> Result<Self, String> {
         let words = |error: std::io::Error| format!("no worker: {error}");
-        let config = WorkerConfig { clock: Arc::new(clock.clone()), uring: UringPolicy::Off, rounds: 1 };
+        let config = WorkerConfig {
+            clock: Arc::new(clock.clone()),
+            uring: UringPolicy::Off,
+            rounds: 1,
+            ..WorkerConfig::default()
+        };
         let worker = Worker::new(config).map_err(words)?;
         let readable = Epoll::new().map_err(words)?;
         readable

@@ -1,0 +1,58 @@
+//! vhost-user: the device in one process, its guest's monitor in another ("Vhost-user Protocol", QEMU's `docs/interop/vhost-user.rst`).
+//!
+//! ```text
+//!  QEMU, Cloud Hypervisor, crosvm, Firecracker …      front-end: registers, guest memory, vCPUs
+//!      │ Unix socket: memory, rings, eventfds            │ doorbells       ▲ interrupts
+//!  ┌───▼──────────────┐                                  │ (kick)          │ (call)
+//!  │ VhostUserServer  │  one front-end after the other   │                 │
+//!  │ session          │  messages, in a thread           │                 │
+//!  └───┬──────────────┘                                  │                 │
+//!  ┌───▼──────────────┐                                  │                 │
+//!  │ VhostUserDevice  │  lanes on workers ◄──────────────┘─────────────────┘
+//!  └───┬──────────────┘
+//!      ▼ the same devices and stacks as behind every transport
+//! ```
+//!
+//! | file | holds |
+//! |---|---|
+//! | `server.rs` | [`VhostUserServer`]: the socket, and who is next |
+//! | `device.rs` | [`VhostUserDevice`]: the device's lanes |
+//! | `session.rs` | one connection: messages and what they do |
+//! | `vring.rs` | what the front-end said of a ring |
+//! | `memory.rs`, `log.rs`, `inflight.rs` | the front-end's memory, its dirty log, and the record of chains in flight |
+//! | `connection.rs`, `message.rs` | messages as bytes and descriptors |
+//! | `notify.rs` | the way to the driver |
+//!
+//! # What is supported
+//!
+//! Split rings with `VIRTIO_F_VERSION_1`, several queues, and the protocol features MQ, REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS,
+//! INFLIGHT_SHMFD (disks), STATUS, RESET_DEVICE, LOG_SHMFD and BACKEND_REQ. Not: legacy drivers, an IOMMU of the front-end's (IOTLB),
+//! in-band notifications, postcopy migration, rings without a doorbell.
+//!
+//! A network card's control queue is usually served by the front-end itself. The device then takes all frames and uses the pairs of queues
+//! that the front-end enables.
+//!
+//! # Trust
+//!
+//! Every byte that comes over the socket or lies in the front-end's memory is checked. One thing is trusted: a front-end that
+//! shortens the file behind its memory ends this process by a bus error, as for every vhost-user back-end. Give each front-end that
+//! you do not trust a process of its own.
+
+mod connection;
+mod device;
+mod inflight;
+mod log;
+mod memory;
+mod message;
+mod notify;
+mod server;
+mod session;
+mod vring;
+
+#[cfg(test)]
+mod tests;
+
+pub use connection::ConnectionError;
+pub use device::VhostUserDevice;
+pub use server::{Stopper, VhostUserServer};
+pub use session::{SessionEnd, SessionError};

@@ -1,0 +1,284 @@
+//! The servers: their command lines, starting and stopping them.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use vhost_user_driver::options::feature;
+use vhost_user_driver::{BlkDriver, BlkQueue, Options, Session, sys};
+
+use super::files::{Files, open};
+use super::floor::{Floor, Wakes};
+use super::points::Target;
+use crate::cmd::{self, Cmd};
+use crate::error::{Context, Error, Result};
+
+/// Who serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Family {
+    /// QEMU's storage daemon.
+    Qsd,
+    /// Our daemon, the example `vhost-user`.
+    Iovirt,
+    /// A device in a thread of this program.
+    Floor,
+}
+
+/// What makes a server of a family.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// QEMU's, with this file engine and these options of its I/O thread.
+    Qsd { aio: &'static str, thread: &'static str },
+    /// Ours, with these arguments.
+    Iovirt(&'static [&'static str]),
+    /// The floor.
+    Floor(Wakes),
+}
+
+/// A server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Server {
+    /// What it is called in tables.
+    pub label: &'static str,
+    /// What it serves.
+    pub target: Target,
+    kind: Kind,
+}
+
+const fn qsd(target: Target, label: &'static str, aio: &'static str, thread: &'static str) -> Server {
+    Server { label, target, kind: Kind::Qsd { aio, thread } }
+}
+
+const fn iovirt(target: Target, label: &'static str, arguments: &'static [&'static str]) -> Server {
+    Server { label, target, kind: Kind::Iovirt(arguments) }
+}
+
+const fn floor(target: Target, label: &'static str, wakes: Wakes) -> Server {
+    Server { label, target, kind: Kind::Floor(wakes) }
+}
+
+const SLEEPING: &[&str] = &["--poll-us", "0"];
+
+/// All servers. QEMU's are those that were quickest in some column of a larger field.
+#[rustfmt::skip]
+const SERVERS: &[Server] = &[
+    qsd(Target::Null, "QEMU, polls", "", ""),
+    qsd(Target::Null, "QEMU, sleeps", "", ",poll-max-ns=0"),
+    iovirt(Target::Null, "iovirt, sleeps", SLEEPING),
+    iovirt(Target::Null, "iovirt", &[]),
+    floor(Target::Null, "floor: ring only, sleeps", Wakes::Sleeping),
+    floor(Target::Null, "floor: ring only, polls", Wakes::Polling),
+
+    qsd(Target::Tmpfs, "QEMU, io_uring", "io_uring", ""),
+    qsd(Target::Tmpfs, "QEMU, threads", "threads", ""),
+    iovirt(Target::Tmpfs, "iovirt, sleeps", SLEEPING),
+    iovirt(Target::Tmpfs, "iovirt", &[]),
+    floor(Target::Tmpfs, "floor: pread/pwrite, sleeps", Wakes::Sleeping),
+    floor(Target::Tmpfs, "floor: pread/pwrite, polls", Wakes::Polling),
+
+    qsd(Target::Direct, "QEMU, native", "native", ""),
+    qsd(Target::Direct, "QEMU, io_uring", "io_uring", ""),
+    iovirt(Target::Direct, "iovirt, sleeps", SLEEPING),
+    iovirt(Target::Direct, "iovirt", &[]),
+    floor(Target::Direct, "floor: pread/pwrite, sleeps", Wakes::Sleeping),
+    floor(Target::Direct, "floor: pread/pwrite, polls", Wakes::Polling),
+];
+
+/// The servers of a target that belong to these families.
+pub(crate) fn of(target: Target, families: &[Family]) -> impl Iterator<Item = Server> {
+    SERVERS
+        .iter()
+        .copied()
+        .filter(move |server| server.target == target && families.contains(&server.family()))
+}
+
+/// The family of a label.
+pub(crate) fn family(label: &str) -> Option<Family> {
+    SERVERS.iter().find(|server| server.label == label).map(Server::family)
+}
+
+/// Where and with whom servers run.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The server's processor.
+    pub server_cpu: usize,
+    /// What commands begin with, so that they have their processor and their priority.
+    pub prefix: Vec<String>,
+    /// Our daemon.
+    pub daemon: PathBuf,
+    /// A folder for sockets and what servers say.
+    pub folder: PathBuf,
+}
+
+/// A server at work, and the client's end.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// The client's queue.
+    pub queue: BlkQueue,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    /// The connection lasts as long as this does.
+    Process {
+        child: Child,
+        _session: Session,
+    },
+    Thread(Floor),
+}
+
+impl Server {
+    fn family(&self) -> Family {
+        match self.kind {
+            Kind::Qsd { .. } => Family::Qsd,
+            Kind::Iovirt(_) => Family::Iovirt,
+            Kind::Floor(_) => Family::Floor,
+        }
+    }
+
+    /// Starts it and connects to it.
+    pub(crate) fn start(&self, place: &Place, files: &Files, options: &Options) -> Result<Running> {
+        if let Kind::Floor(wakes) = self.kind {
+            let file = files.path(self.target).map(|path| open(path, self.target)).transpose()?;
+            let (floor, queue) = Floor::start(wakes, file, options, place.server_cpu)?;
+            return Ok(Running { queue, work: Work::Thread(floor) });
+        }
+        let socket = place.folder.join("socket");
+        if socket.exists() {
+            fs::remove_file(&socket).context(socket.display())?;
+        }
+        let words = place.folder.join("server.log");
+        let said = File::create(&words).context(words.display())?;
+        let arguments = self.command(place, files, &socket);
+        let mut command = Cmd::new(&arguments[0]).args(&arguments[1..]).into_inner();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().context(self.label)?;
+        match connect(&socket, options) {
+            Ok((session, queue)) => Ok(Running { queue, work: Work::Process { child, _session: session } }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let words = fs::read_to_string(&words).unwrap_or_default();
+                Err(Error::new(format!("{}: {error}\n{}", arguments.join(" "), cmd::tail(&words, 10))))
+            }
+        }
+    }
+
+    /// Its command line. Not for the floor, which has none.
+    fn command(&self, place: &Place, files: &Files, socket: &Path) -> Vec<String> {
+        let mut line = place.prefix.clone();
+        let socket = socket.display();
+        match self.kind {
+            Kind::Qsd { aio, thread } => line.extend([
+                "qemu-storage-daemon".to_owned(),
+                "--object".to_owned(),
+                format!("iothread,id=io{thread}"),
+                "--blockdev".to_owned(),
+                self.qsd_node(aio, files),
+                "--export".to_owned(),
+                format!(
+                    "type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={socket},writable=on,iothread=io"
+                ),
+            ]),
+            Kind::Iovirt(arguments) => {
+                line.push(place.daemon.display().to_string());
+                line.extend(["--socket".to_owned(), socket.to_string()]);
+                line.extend(["--device".to_owned(), self.pipeline(files)]);
+                line.extend(arguments.iter().map(ToString::to_string));
+            }
+            Kind::Floor(_) => {}
+        }
+        line
+    }
+
+    fn qsd_node(&self, aio: &str, files: &Files) -> String {
+        match files.path(self.target) {
+            None => format!("null-co,node-name=d,size={},read-zeroes=off", files.bytes()),
+            Some(path) => {
+                let direct = if self.target == Target::Direct { ",cache.direct=on" } else { "" };
+                format!("driver=file,node-name=d,filename={},aio={aio}{direct}", path.display())
+            }
+        }
+    }
+
+    fn pipeline(&self, files: &Files) -> String {
+        match files.path(self.target) {
+            None => format!("virtio-blk -> null,size={},fill=off", files.bytes()),
+            Some(path) => {
+                let direct = if self.target == Target::Direct { ",direct=on" } else { "" };
+                format!("virtio-blk -> file,path={},cache=write-back{direct}", path.display())
+            }
+        }
+    }
+}
+
+/// Connects; on a ring that is large enough for the depth also where the server has no indirect descriptors.
+fn connect(socket: &Path, options: &Options) -> Result<(Session, BlkQueue)> {
+    let driver = BlkDriver::connect(socket, options).context("connecting")?;
+    if driver.session.features() & feature::INDIRECT_DESC == 0 {
+        return Err(Error::new("the server offers no indirect descriptors"));
+    }
+    let BlkDriver { session, queues } = driver;
+    match queues.into_iter().next() {
+        Some(queue) => Ok((session, queue)),
+        None => Err(Error::new("no queue")),
+    }
+}
+
+impl Running {
+    /// Processor time that the server has used so far.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        self.work.cpu()
+    }
+
+    /// The client's queue, and the server's clock.
+    pub(crate) fn parts(&mut self) -> (&mut BlkQueue, impl Fn() -> Result<Duration> + '_) {
+        (&mut self.queue, || self.work.cpu())
+    }
+
+    /// Ends it.
+    pub(crate) fn stop(self) -> Result<()> {
+        match self.work {
+            Work::Process { mut child, .. } => {
+                child.kill().context("ending a server")?;
+                child.wait().context("a server's end").map(|_| ())
+            }
+            Work::Thread(floor) => floor.stop(),
+        }
+    }
+}
+
+impl Work {
+    fn cpu(&self) -> Result<Duration> {
+        match self {
+            Self::Process { child, .. } => {
+                sys::time_of_process(child.id() as i32).context("the server's clock")
+            }
+            Self::Thread(floor) => floor.cpu(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_unique_for_a_target_and_have_one_family() {
+        for target in Target::ALL {
+            let all = [Family::Qsd, Family::Iovirt, Family::Floor];
+            let mut labels: Vec<_> = of(target, &all).map(|server| server.label).collect();
+            for server in of(target, &all) {
+                assert_eq!(family(server.label), Some(server.family()));
+            }
+            assert_eq!(of(target, &[Family::Floor]).count(), 2);
+            let count = labels.len();
+            labels.sort_unstable();
+            labels.dedup();
+            assert_eq!(labels.len(), count);
+        }
+    }
+}
