@@ -146,7 +146,7 @@ impl PairState {
     fn carry(&mut self, frames: &[NetRequest], max_frame: u32) -> u64 {
         let mut carried = 0;
         for frame in frames {
-            if !frame.offload().is_plain() {
+            if !frame.is_plain() {
                 carried += u64::from(self.carry_unfinished(frame, max_frame));
                 continue;
             }

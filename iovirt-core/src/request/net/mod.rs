@@ -142,6 +142,19 @@ impl NetRequest {
         Offload::from_note(self.sg.note())
     }
 
+    /// Whether nothing is left to be done to the frame, as by [`Offload::is_plain`]: one look at the note.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        let [first, _] = self.sg.note();
+        first & Offload::NOT_PLAIN == 0
+    }
+
+    /// What is said of the frame, where anything is: also that its checksum was looked at.
+    #[inline]
+    pub fn said(&self) -> Option<Offload> {
+        (self.sg.note() != Offload::PLAIN_NOTE).then(|| self.offload())
+    }
+
     /// Says what is left to be done to the frame: for a back-end that received it, or a stage that did it.
     #[inline]
     pub fn set_offload(&mut self, offload: Offload) {
@@ -414,7 +427,7 @@ impl NetCaps {
         if request.pair() >= self.pairs {
             return Err(NetError::Unsupported);
         }
-        if transmit && !request.offload().is_plain() {
+        if transmit && !request.is_plain() {
             return self.check_offload(request.offload(), request.sg.len());
         }
         let lengths = u64::from(ETHERNET_HEADER)..=u64::from(self.max_frame);

@@ -140,6 +140,9 @@ impl Offload {
     /// The note of a frame with nothing left to be done to it.
     pub(super) const PLAIN_NOTE: [u64; 2] = [0; 2];
 
+    /// The bits of a note's first word that are zero where a frame is [plain](Offload::is_plain).
+    pub(super) const NOT_PLAIN: u64 = 0xff00 | Self::NEEDS_CSUM as u64;
+
     /// The fields as the note at a list: those of a virtio header, and zeroes.
     #[inline]
     pub(super) fn to_note(self) -> [u64; 2] {
@@ -241,6 +244,10 @@ mod tests {
         assert_eq!(Offload::from_note(offload.to_note()), offload);
         assert_eq!(Offload::default().to_note(), Offload::PLAIN_NOTE);
         assert!(!offload.is_plain() && Offload::default().is_plain());
+        for (flags, gso_type) in [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (0, 0x80), (2, 4), (0xfe, 0)] {
+            let offload = Offload { flags, gso_type, ..TCP4 };
+            assert_eq!(offload.to_note()[0] & Offload::NOT_PLAIN == 0, offload.is_plain());
+        }
     }
 
     #[test]

@@ -84,15 +84,15 @@ impl Deliverer {
     /// Whether the guest takes a frame to which that is left to be done; one that it does not take is counted. A stack keeps to
     /// what its tokens accept, but the guest may have changed its mind since they went down.
     #[inline]
-    pub(super) fn takes(&mut self, frame: &SgList, offload: Offload) -> bool {
-        offload == Offload::default() || self.takes_unfinished(frame.len(), offload)
+    pub(super) fn takes(&mut self, frame: &SgList, offload: Option<&Offload>) -> bool {
+        offload.is_none_or(|offload| self.takes_unfinished(frame.len(), *offload))
     }
 
     #[cold]
     #[inline(never)]
     fn takes_unfinished(&mut self, len: u64, offload: Offload) -> bool {
-        let needed = offload.check(len).map_or(Offloads::all(), |needed| needed | Offloads::CSUM);
-        let taken = self.accepts.contains(needed);
+        // Also to be told that a checksum is right is an offload.
+        let taken = offload.check(len).is_ok_and(|needed| self.accepts.contains(needed | Offloads::CSUM));
         if !taken {
             self.not_taken.count();
         }
@@ -121,7 +121,7 @@ impl Deliverer {
         &mut self,
         ring: &mut Ring,
         frame: &SgList,
-        offload: Offload,
+        offload: Option<&Offload>,
     ) -> Result<Delivery, QueueError> {
         let need = HEADER_LEN as u64 + frame.len();
         let chain = &mut self.chains[0];
@@ -141,7 +141,7 @@ impl Deliverer {
     fn spread(
         &mut self,
         ring: &mut Ring,
-        (frame, offload): (&SgList, Offload),
+        (frame, offload): (&SgList, Option<&Offload>),
         need: u64,
         first: Head,
     ) -> Result<Delivery, QueueError> {

@@ -8,9 +8,9 @@ pub(super) const HEADER_LEN: usize = 12;
 
 /// The header of a frame that lies in so many of the guest's buffers.
 #[inline]
-pub(super) fn receive_header(buffers: u16, offload: Offload) -> [u8; HEADER_LEN] {
+pub(super) fn receive_header(buffers: u16, offload: Option<&Offload>) -> [u8; HEADER_LEN] {
     let mut header = [0; HEADER_LEN];
-    if offload != Offload::default() {
+    if let Some(offload) = offload {
         header[..Offload::LEN].copy_from_slice(&offload.to_bytes());
         header[Offload::LEN..].copy_from_slice(&buffers.to_le_bytes());
         return header;

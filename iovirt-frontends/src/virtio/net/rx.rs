@@ -32,7 +32,7 @@ pub(super) struct ReceiveQueue {
     client: Client<NetRequest, ()>,
     deliverer: Deliverer,
     /// Frames for which the guest has no buffer yet, in order.
-    waiting: VecDeque<(SgList, Offload)>,
+    waiting: VecDeque<(SgList, Option<Offload>)>,
     /// Lists of frames that are gone, to be used again.
     spare: Vec<SgList>,
     /// When tokens go down again.
@@ -90,7 +90,9 @@ impl ReceiveQueue {
     fn follow_offloads(&mut self, cx: &mut WorkerContext<'_>) {
         let accepts = self.negotiated & self.shared.guest_offloads();
         if accepts != self.deliverer.accepts {
-            self.deliverer.accepts = accepts;
+            let Self { deliverer, waiting, .. } = self;
+            deliverer.accepts = accepts;
+            waiting.retain(|(frame, offload)| deliverer.takes(frame, offload.as_ref()));
             if self.client.in_flight() > 0 && !self.resting {
                 self.recalling = true;
                 self.client.queue().drain(cx);
@@ -135,7 +137,7 @@ impl ReceiveQueue {
     /// Delivers the frames that wait, as far as the guest has buffers.
     fn deliver_waiting(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<(), QueueError> {
         while let Some((frame, offload)) = self.waiting.front() {
-            match self.deliverer.deliver(ring, frame, *offload)? {
+            match self.deliverer.deliver(ring, frame, offload.as_ref())? {
                 Delivery::Done => {}
                 Delivery::NoBuffer => {
                     self.patience_ends = None;
@@ -180,7 +182,8 @@ impl ReceiveQueue {
                 }
                 return;
             }
-            let offload = request.offload();
+            let said = request.said();
+            let offload = said.as_ref();
             if broken.is_some() || !deliverer.wants(request.sg()) || !deliverer.takes(request.sg(), offload) {
                 return;
             }
@@ -198,7 +201,7 @@ impl ReceiveQueue {
             }
             let mut frame = spare.pop().unwrap_or_else(|| SgList::with_limits(TOKEN_LIMITS));
             if request.sg_mut().swap_segments(&mut frame).is_ok() {
-                waiting.push_back((frame, offload));
+                waiting.push_back((frame, said));
             } else {
                 deliverer.drop_unfit();
             }
