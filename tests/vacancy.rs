@@ -37,7 +37,9 @@ fn finish(ticket: &Ticket, drivers: &mut [Driver]) -> Vec<IoDone> {
     let end = Instant::now() + Duration::from_secs(60);
     while !ticket.is_done() {
         assert!(Instant::now() < end, "the exchange does not get on");
-        drivers.iter_mut().for_each(|driver| home.extend(driver.turn()));
+        for driver in drivers.iter_mut() {
+            home.extend(driver.turn());
+        }
     }
     home
 }
@@ -165,7 +167,9 @@ fn a_file_is_free_for_others_once_its_stack_was_taken_away() {
         let newcomer = file(image.path()).expect("the file is free");
         let ticket = control.insert(newcomer).unwrap();
         finish(&ticket, &mut drivers);
-        drivers.iter_mut().for_each(|driver| drop(driver.wait_all().unwrap()));
+        for driver in &mut drivers {
+            driver.wait_all().unwrap();
+        }
         for at in 0..=round {
             let read = drivers[usize::from(at) % 3].read(u64::from(at) * 4096, 4096).unwrap();
             assert_eq!(read, [at; 4096]);

@@ -62,6 +62,15 @@ pub(crate) enum Boots {
     OwnGuest,
 }
 
+/// When a case runs that nobody named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usual {
+    /// On every kernel.
+    EveryKernel,
+    /// On one: what it shows depends little on the guest, and takes its time.
+    OneKernel,
+}
+
 /// A case. Files are named relative to the case's own folder.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -82,8 +91,8 @@ pub(crate) struct Case {
     /// What the lab machine does in place of just running our VMM, which is `guest` in this shell script, to be run in the
     /// background. Such a case may have no reference.
     pub host: Option<&'static str>,
-    /// It takes so long that it runs only if it is named.
-    pub only_by_name: bool,
+    /// On which kernels it runs if it is not named.
+    pub usual: Usual,
     /// Further words for the guest kernel's command line.
     pub words: &'static str,
     /// Further options of our VMM.
@@ -130,7 +139,7 @@ pub(crate) const BLANK: Case = Case {
     devices: &[],
     pci_devices: &[],
     host: None,
-    only_by_name: false,
+    usual: Usual::EveryKernel,
     words: "",
     options: &[],
     reference: &[],
