@@ -89,7 +89,9 @@ fn buckets_and_their_sum_are_all_requests() {
     let stack = stack("stats");
     let config = WorkerConfig { clock: Arc::<StepClock>::default(), ..WorkerConfig::default() };
     let mut rig = Rig::with_worker(&stack, config);
-    (0..5).for_each(|_| drop(rig.range(BlockOp::Flush, 0, 0)));
+    for _ in 0..5 {
+        rig.range(BlockOp::Flush, 0, 0);
+    }
     let latency = &control(&stack, "stats").snapshot().kinds[2].latency;
     assert_eq!(latency.buckets().map(|(_, count)| count).sum::<u64>(), 5);
     let bounds: Vec<_> = latency.buckets().map(|(bound, _)| bound).collect();
