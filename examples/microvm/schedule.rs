@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use iovirt::describe::{parse_size, parse_time};
 
+use crate::common::pipeline;
 use crate::control::Control;
 use crate::devices::Device;
 
@@ -46,7 +47,7 @@ pub(crate) fn keep(mut appointments: Vec<Appointment>, devices: Arc<Vec<Device>>
                 thread::sleep(at.saturating_sub(started.elapsed()).min(Duration::from_millis(50)));
             }
             let done = devices.get(device).ok_or_else(|| "there is no such device".into());
-            if let Err(reason) = done.and_then(|device| device.resize(size)) {
+            if let Err(reason) = done.and_then(|device| pipeline::resize(device, size)) {
                 eprintln!("microvm: resizing device {device} failed: {reason}");
             }
         }

@@ -5,6 +5,7 @@ use iovirt::core::irq::EventFdInterrupt;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::common::control_socket::request::parse;
 
 fn operator(descriptions: &[&str]) -> Operator {
     let registry = Arc::new(Registry::standard());
@@ -20,7 +21,7 @@ fn operator(descriptions: &[&str]) -> Operator {
 
 /// What a client would read.
 fn ask(operator: &Operator, request: &str) -> String {
-    let reply = operator.serve(Request::parse(request.as_bytes()).unwrap());
+    let reply = operator.serve(parse(request.as_bytes()).unwrap());
     let line = reply.line();
     assert!(line.ends_with("}\n") && line.matches('\n').count() == 1, "{line:?}");
     line.trim_end().to_owned()
