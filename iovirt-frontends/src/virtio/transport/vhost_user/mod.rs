@@ -35,8 +35,9 @@
 //! # Trust
 //!
 //! Every byte that comes over the socket or lies in the front-end's memory is checked. One thing is trusted: a front-end that
-//! shortens the file behind its memory ends this process by a bus error, as for every vhost-user back-end. Give each front-end that
-//! you do not trust a process of its own.
+//! shortens the file behind its memory ends this process by a bus error, as for every vhost-user back-end. And one that makes its
+//! eventfds blocking after it gave them away, and fills them, holds the worker up that writes them: the mode is common to all who
+//! have the descriptor. Give each front-end that you do not trust a process of its own.
 
 mod connection;
 mod device;

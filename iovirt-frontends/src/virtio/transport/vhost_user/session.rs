@@ -149,8 +149,9 @@ impl<'a> Session<'a> {
                 Ready::Socket | Ready::Hangup => {}
                 Ready::Nothing => continue,
             }
-            let message = match self.connection.receive() {
+            let message = match self.connection.receive(&self.waiter) {
                 Err(ConnectionError::Closed) => return Ok(SessionEnd::Left),
+                Err(ConnectionError::Stopped) => return Ok(SessionEnd::Stopped),
                 received => received?,
             };
             if let Some(end) = self.obey(message)? {
@@ -163,16 +164,23 @@ impl<'a> Session<'a> {
         let Message { header, payload, fds } = message;
         let code = header.code().ok_or(SessionError::Unknown(header.request))?;
         let told = header.needs_reply() && self.protocol.contains(Protocol::REPLY_ACK);
-        let sent = match self.carry_out(code, &payload, fds) {
-            Ok(Answer::Bytes(bytes)) => self.connection.reply(&header, &bytes, None),
-            Ok(Answer::File(bytes, file)) => self.connection.reply(&header, &bytes, Some(file.as_fd())),
-            Ok(Answer::Done) if told => self.connection.reply(&header, &0u64.to_le_bytes(), None),
+        let outcome = self.carry_out(code, &payload, fds);
+        let reply = |payload: &[u8], file: Option<&OwnedFd>| {
+            self.connection.reply(&header, (payload, file.map(AsFd::as_fd)), &self.waiter)
+        };
+        let sent = match outcome {
+            Ok(Answer::Bytes(bytes)) => reply(&bytes, None),
+            Ok(Answer::File(bytes, file)) => reply(&bytes, Some(&file)),
+            Ok(Answer::Done) if told => reply(&0u64.to_le_bytes(), None),
             Ok(Answer::Done) => Ok(()),
+            // No bytes are this request's own way to say no.
+            Err(Failure::Refused(reason)) if code == FrontendReq::GET_CONFIG => {
+                self.log_refusal(code, &reason);
+                reply(&[], None)
+            }
             Err(Failure::Refused(reason)) if told && !has_answer(code) => {
-                if let Some(more) = self.device.shared.admit_line() {
-                    tracing::warn!(device = self.device.name(), more, request = ?code, reason, "refused");
-                }
-                self.connection.reply(&header, &1u64.to_le_bytes(), None)
+                self.log_refusal(code, &reason);
+                reply(&1u64.to_le_bytes(), None)
             }
             Err(Failure::Refused(reason)) => {
                 return Err(SessionError::Refused { request: format!("{code:?}"), reason });
@@ -182,7 +190,14 @@ impl<'a> Session<'a> {
         };
         match sent {
             Err(ConnectionError::Closed) => Ok(Some(SessionEnd::Left)),
+            Err(ConnectionError::Stopped) => Ok(Some(SessionEnd::Stopped)),
             sent => Ok(sent.map(|()| None)?),
+        }
+    }
+
+    fn log_refusal(&self, request: FrontendReq, reason: &str) {
+        if let Some(more) = self.device.shared.admit_line() {
+            tracing::warn!(device = self.device.name(), more, ?request, reason, "refused");
         }
     }
 
@@ -293,6 +308,10 @@ impl<'a> Session<'a> {
     fn reset(&mut self) -> Result<Answer, Failure> {
         self.wait(&self.device.take_back_all())?;
         self.device.reset();
+        if let Some(inflight) = &self.inflight {
+            // What was thrown away is nothing that a driver waits for.
+            inflight.forget();
+        }
         self.status = 0;
         for (vring, &size) in self.vrings.iter_mut().zip(self.device.device.queue_max_sizes()) {
             *vring = Vring::new(size);
@@ -420,11 +439,12 @@ impl<'a> Session<'a> {
         if !self.device.is_active(index) {
             return Ok(());
         }
-        // The embedder's own drain may overtake this one.
-        while self.wait_for(&self.device.quiesce_ring(index))? == Outcome::Cancelled
-            && self.device.position(index).is_none()
-            && !self.device.shared.is_broken()
-        {}
+        let outcome = self.wait_for(&self.device.quiesce_ring(index))?;
+        // A ring that its driver broke stands nowhere, and its base is the last one that was told.
+        let stands = self.device.position(index).is_some() || self.device.shared.is_broken();
+        if outcome == Outcome::Cancelled && !stands {
+            return Err(refused(format_args!("the worker of ring {index} is gone")));
+        }
         if let Some(at) = self.device.position(index) {
             self.vrings[index].base = at.state.next_avail;
         }
