@@ -299,7 +299,8 @@ fn loom_a_lane_that_does_not_look_again_is_caught() {
 /// Words that come while a worker looks: it takes the first one in passing, and must not sleep over the second.
 #[test]
 fn loom_a_worker_that_looks_misses_no_wake_up() {
-    check(2, || {
+    // Three: the worker goes first, hears one word, and has gone to sleep when the other comes.
+    check(3, || {
         let mut worker = looking_worker();
         let (mail, seen) = (Arc::new(AtomicU64::new(0)), Arc::<AtomicUsize>::default());
         let idle = Looker {

@@ -338,6 +338,9 @@ impl Worker {
     }
 
     fn poll_descriptor(&mut self, timeout_ms: i32) -> io::Result<()> {
+        // The descriptor is shared too, and the model checker knows atomics only: here others may come first.
+        #[cfg(loom)]
+        self.inbox.is_notified();
         let Core { reactor, lanes, ring, clock, now, .. } = &mut self.core;
         let ready = |lane: usize| {
             if let Some(lane) = lanes.get_mut(lane) {
