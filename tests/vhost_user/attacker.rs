@@ -78,7 +78,7 @@ fn fill(pipe: &std::io::PipeWriter) {
     // Its size, as pipe(7) has it; a host may have made it smaller, so whoever fills it waits for nobody.
     let writer = duplicate(pipe);
     let stream = File::from(writer);
-    let thread = std::thread::spawn(move || (&stream).write_all(&[0; 65536]));
+    let thread = std::thread::spawn(move || (&stream).write_all(&vec![0; 65536]));
     let begun = std::time::Instant::now();
     while !thread.is_finished() && begun.elapsed() < Duration::from_secs(1) {
         std::thread::sleep(Duration::from_millis(1));

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vhost_user_driver::exercise;
 use vhost_user_driver::options::feature;
+use vhost_user_driver::session::Begin;
 use vhost_user_driver::{BlkQueue, BlkRequest, Error, Operation, Options};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -249,7 +250,7 @@ fn the_status_is_kept_and_a_reset_stops_the_rings() {
         assert!(matches!(nothing, Err(Error::TimedOut)), "{nothing:?}");
         queue.queue_mut().ring_mut().begin_again();
         let queues: Vec<_> = driver.queues.drain(..).map(BlkQueue::into_queue).collect();
-        driver.session.start(&queues, &vec![vhost_user_driver::session::Begin::At(0); 2]).unwrap();
+        driver.session.start(&queues, &[Begin::At(0); 2]).unwrap();
         driver.queues = queues.into_iter().map(BlkQueue::new).collect();
         let queue = &mut driver.queues[0];
         queue.queue_mut().ring_doorbell().unwrap();

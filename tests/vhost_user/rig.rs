@@ -87,9 +87,10 @@ impl Served {
 impl Drop for Served {
     fn drop(&mut self) {
         self.stopper.stop();
-        let ended = self.server.take().map(JoinHandle::join);
-        if !std::thread::panicking() {
-            ended.map(|ended| ended.expect("the server did not panic").unwrap());
+        if let Some(ended) = self.server.take().map(JoinHandle::join)
+            && !std::thread::panicking()
+        {
+            ended.expect("the server did not panic").unwrap();
         }
     }
 }

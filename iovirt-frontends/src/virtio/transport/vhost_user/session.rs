@@ -14,8 +14,10 @@ use iovirt_core::dma::{DmaSpace, MemoryMap, Region};
 use iovirt_core::doorbell::Doorbell;
 use iovirt_core::frontend::{Outcome, Ticket};
 use std::fmt::Display;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +32,9 @@ use vhost::vhost_user::message::{
 const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// Protocol features are negotiated, and rings begin disabled.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// Bits of a file's mode for its type (inode(7)). An eventfd has none.
+const FILE_TYPE: u32 = 0o170_000;
 
 /// How long a ticket is waited for before the front-end and the stop are looked at.
 const LOOK_UP: Duration = Duration::from_millis(20);
@@ -228,12 +233,12 @@ impl<'a> Session<'a> {
             FrontendReq::SET_VRING_ENABLE => self.set_enabled(parse(payload)?),
             FrontendReq::SET_VRING_KICK => self.set_kick(payload, fds),
             FrontendReq::SET_VRING_CALL => {
-                let (index, fd) = self.ring_fd(payload, fds)?;
+                let (index, fd) = self.event_fd(payload, fds)?;
                 self.device.notify.set_call(index, fd);
                 Ok(Answer::Done)
             }
             FrontendReq::SET_VRING_ERR => {
-                let (index, fd) = self.ring_fd(payload, fds)?;
+                let (index, fd) = self.event_fd(payload, fds)?;
                 self.device.notify.set_error(index, fd);
                 Ok(Answer::Done)
             }
@@ -466,6 +471,17 @@ impl<'a> Session<'a> {
             (FdPresence::None, 0) => Ok((index, None)),
             (_, count) => Err(refused(format_args!("{count} descriptors came for a ring"))),
         }
+    }
+
+    /// The same for one that is written. A write to a pipe or a socket that nobody reads any more would be a signal, which ends a process
+    /// that does not ignore it; one to a file would grow it.
+    fn event_fd(&self, payload: &[u8], fds: Vec<OwnedFd>) -> Result<(usize, Option<OwnedFd>), Failure> {
+        let (index, fd) = self.ring_fd(payload, fds)?;
+        let Some(file) = fd.map(File::from) else { return Ok((index, None)) };
+        if file.metadata()?.mode() & FILE_TYPE != 0 {
+            return Err(refused("what is to be signalled is no eventfd"));
+        }
+        Ok((index, Some(file.into())))
     }
 
     /// The doorbell of a ring starts it.
