@@ -79,7 +79,8 @@ impl Guest {
             let allowed = if iova == READ_ONLY { Permissions::ReadOnly } else { Permissions::ReadWrite };
             domain.map(iova, PAGE, physical(iova), allowed).unwrap();
         }
-        let config = NetConfig { mac: Some(MacAddr(GUEST)), pairs: 1, queue_size: SIZE };
+        let config =
+            NetConfig { mac: Some(MacAddr(GUEST)), pairs: 1, queue_size: SIZE, ..NetConfig::default() };
         let card = VirtioNet::new(config, stack).unwrap();
         let counters = card.counters();
         let features = features | feature::ACCESS_PLATFORM;

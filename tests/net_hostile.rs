@@ -98,8 +98,13 @@ fn the_transmit_queue_under_the_hostile_driver_suite() {
     let send = |name, header: [u8; 12], len: usize| {
         Exchange::new(name, [&header[..], &vec![0xff; len]].concat(), 0, |_: &[u8]| Ok(()))
     };
-    let mut offload = [0; 12];
-    offload[1] = 4;
+    // The suite takes every feature that is on offer, so each of these would be done.
+    let cut = [1, 1, 54, 0, 20, 0, 34, 0, 16, 0, 0, 0];
+    let with = |at: usize, byte: u8| {
+        let mut header = cut;
+        header[at] = byte;
+        header
+    };
     let exchanges = || {
         vec![
             send("a frame", [0; 12], 60),
@@ -107,7 +112,14 @@ fn the_transmit_queue_under_the_hostile_driver_suite() {
             send("no frame", [0; 12], 0),
             send("a frame of one byte", [0; 12], 1),
             send("a frame that is too long", [0; 12], 60_000),
-            send("an offload that was not on offer", offload, 60),
+            send("to be cut, without headers that it is to be cut by", cut, 60),
+            send("to be cut, and not summed up", with(0, 0), 60),
+            send("to be cut in an unknown way", with(1, 0x7f), 60),
+            send("to be cut into nothing", with(4, 0), 60),
+            send("to be summed up from behind its end", with(7, 0xff), 60),
+            send("to have its checksum behind its end", with(9, 0xff), 60),
+            send("as long as a frame that is to be cut may be", cut, 65_554),
+            send("longer", cut, 65_555),
         ]
     };
     for queue in [1, 3] {
@@ -166,6 +178,8 @@ fn random_chains_on_every_queue() {
                 1 << 17 | 1 << 18,
                 1 << 17 | 1 << 22,
                 1 << 15 | 1 << 17 | 1 << 18 | 1 << 22 | 1 << 23,
+                0x3b83,
+                0x3b87 | 1 << 15 | 1 << 17,
             ];
             driver.set_up(class[rng.index(class.len())] | if rng.one_in(2) { 1 << 29 } else { 0 });
         }
@@ -190,6 +204,9 @@ fn random_chains_on_every_queue() {
                 let mut bytes = [0; 32];
                 rng.fill(&mut bytes[12..]);
                 bytes[usize::from(rng.one_in(2))] = rng.below(6) as u8;
+                if rng.one_in(3) {
+                    bytes[..10].copy_from_slice(&[1, rng.below(6) as u8, 54, 0, 100, 0, 34, 0, 16, 0]);
+                }
                 bytes[12] &= 0xfe;
                 driver.write(BUFFERS + rng.below(1 << 20), &bytes);
             }

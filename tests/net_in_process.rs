@@ -48,7 +48,7 @@ fn loopback(mtu: u16) -> BoxBackend<NetRequest> {
 }
 
 fn config(pairs: u16) -> NetConfig {
-    NetConfig { mac: Some(MacAddr(GUEST)), pairs, queue_size: SIZE }
+    NetConfig { mac: Some(MacAddr(GUEST)), pairs, queue_size: SIZE, ..NetConfig::default() }
 }
 
 /// A card above a loopback, and its counters.

@@ -7,7 +7,7 @@ use iovirt::backends::interposers::stats::{Stats, StatsConfig};
 use iovirt::backends::net::loopback::{LoopbackBackend, LoopbackConfig, LoopbackControl};
 use iovirt::core::frontend::{Frontend, Outcome, Ticket};
 use iovirt::core::pipeline::{BoxBackend, Event, Pipeline, SwapControl};
-use iovirt::core::request::net::{Link, MacAddr, NetCaps, NetOutput, NetRequest};
+use iovirt::core::request::net::{Link, MacAddr, NetCaps, NetOutput, NetRequest, Offloads};
 use iovirt::core::{Worker, WorkerConfig};
 use iovirt::frontends::virtio::VirtioDevice;
 use iovirt::frontends::virtio::net::{NetConfig, NetCounters, VirtioNet};
@@ -26,6 +26,11 @@ type Net = BoxBackend<NetRequest>;
 
 fn loopback(mtu: u16) -> Net {
     BoxBackend::new(LoopbackBackend::new(&LoopbackConfig { mtu, ..LoopbackConfig::default() }).unwrap())
+}
+
+/// What a guest above a loopback was told.
+fn told() -> NetCaps {
+    NetCaps { tx_offloads: Offloads::all(), rx_offloads: Offloads::all(), ..NetCaps::new(1500, 32) }
 }
 
 fn counted(below: Net) -> Net {
@@ -48,7 +53,7 @@ struct Card {
 impl Card {
     fn new(pairs: u16, features: u64) -> Self {
         let stack = Registry::standard().build_net(&"swappable -> loopback".parse().unwrap()).unwrap();
-        let config = NetConfig { mac: Some(MacAddr(GUEST)), pairs, queue_size: SIZE };
+        let config = NetConfig { mac: Some(MacAddr(GUEST)), pairs, queue_size: SIZE, ..NetConfig::default() };
         let card = VirtioNet::new(config, stack).unwrap();
         let (control, counters) = (card.stages().control("swappable").unwrap(), card.counters());
         // One round at a time, so that a test sees what is half way.
@@ -191,7 +196,7 @@ fn exchanged_again_and_again_under_traffic() {
 fn every_token_moves_and_none_twice() {
     let mut card = Card::new(1, 0);
     card.works();
-    let (manual, handle) = ManualBackend::<NetRequest>::new(NetCaps::new(1500, 32));
+    let (manual, handle) = ManualBackend::<NetRequest>::new(told());
     let ticket = card.control.swap(BoxBackend::new(manual)).unwrap();
     assert_eq!(card.finish(&ticket), Outcome::Done);
     for _ in 0..4 {
@@ -227,8 +232,12 @@ fn what_the_guest_was_told_is_checked() {
     refused(&card, loopback(1400), "its MTU is 1400 bytes, not 1500");
     refused(&card, loopback(9000), "its MTU is 9000 bytes, not 1500");
     refused(&card, of(NetCaps::new(1500, 1)), "it has 1 pairs of queues, fewer than 32");
-    let short = NetCaps { max_frame: 1514, ..NetCaps::new(1500, 32) };
+    let short = NetCaps { max_frame: 1514, ..told() };
     refused(&card, of(short), "its longest frame has 1514 bytes, fewer than 1518");
+    let unsummed = NetCaps { tx_offloads: Offloads::empty(), ..told() };
+    refused(&card, of(unsummed), "it lacks offloads of frames that are sent: CSUM, TSO4, TSO6, ECN");
+    let summed = NetCaps { rx_offloads: Offloads::CSUM, ..told() };
+    refused(&card, of(summed), "it lacks offloads of frames that are received: TSO4, TSO6, ECN");
     // The old one goes on.
     card.works();
 }
@@ -244,7 +253,7 @@ fn the_guest_hears_that_the_link_is_another() {
     };
     let before = link(&card);
     assert_eq!(before.0, 1);
-    let down = NetCaps { link: Link::Down, ..NetCaps::new(1500, 32) };
+    let down = NetCaps { link: Link::Down, ..told() };
     let (manual, handle) = ManualBackend::<NetRequest>::new(down);
     let ticket = card.control.swap(BoxBackend::new(manual)).unwrap();
     assert_eq!(card.finish(&ticket), Outcome::Done);
@@ -252,8 +261,45 @@ fn the_guest_hears_that_the_link_is_another() {
     let after = link(&card);
     assert!(after.0 == 0 && after.1 != before.1, "{before:?}, {after:?}");
     // Events of the one in place arrive as well.
-    handle.set_caps(NetCaps::new(1500, 32), Event::CapsChanged);
+    handle.set_caps(told(), Event::CapsChanged);
     assert!(link(&card).0 == 1 && link(&card).1 != after.1);
+}
+
+/// The cable is out, and in again at another network.
+#[test]
+fn a_card_whose_network_is_taken_away_has_no_link_until_one_is_put_back() {
+    let mut card = Card::new(1, 0);
+    card.works();
+    let link = |card: &Card| {
+        let mut status = [0; 2];
+        card.driver.device.read(0, 0x106, &mut status);
+        u16::from_le_bytes(status)
+    };
+    for round in 0..3 {
+        assert_eq!(link(&card), 1);
+        let ticket = card.control.remove().unwrap();
+        assert_eq!(card.finish(&ticket), Outcome::Done);
+        assert_eq!((card.control.is_vacant(), link(&card)), (true, 0));
+        // What is sent is given back and goes nowhere; receive tokens wait, and are still there for the next network.
+        let (sent, came) = (card.sent, card.came.len());
+        card.offer(2);
+        for _ in 0..8 {
+            card.send();
+            card.turn();
+        }
+        for _ in 0..4 {
+            card.turn();
+        }
+        assert!(card.driver.used(TX).len() >= 8);
+        let counters = card.counters.snapshot();
+        assert_eq!((counters.send_failed, counters.receive_failed), (8 * (round + 1), 0));
+        assert_eq!((card.sent - sent, card.came.len() - came), (8, 0));
+        let (newcomer, why) = (loopback(9000), "its MTU is 9000 bytes, not 1500");
+        assert!(card.control.insert(newcomer).unwrap_err().to_string().ends_with(why));
+        let ticket = card.control.insert(loopback(1500)).unwrap();
+        assert_eq!(card.finish(&ticket), Outcome::Done);
+        card.works();
+    }
 }
 
 #[test]

@@ -19,7 +19,25 @@ const HEADER: usize = 12;
 const SIZE: u16 = 16;
 /// Frames may lie in several buffers (VIRTIO 1.2, section 5.1.3).
 const MERGEABLE: u64 = 1 << 15;
-const OPTIONAL: [u64; 4] = [MERGEABLE, feature::INDIRECT_DESC, feature::EVENT_IDX, 1 << 22];
+/// What may be left to be done to frames that the driver receives: their checksums; cutting them, by IPv4 and IPv6, and with
+/// explicit congestion notification (VIRTIO 1.2, section 5.1.3).
+const TAKES_CSUM: u64 = 1 << 1;
+const TAKES_TSO: [(u8, u64); 2] = [(1, 1 << 7), (4, 1 << 8)];
+const TAKES_ECN: u64 = 1 << 9;
+const TAKES: u64 = TAKES_CSUM | 1 << 7 | 1 << 8 | TAKES_ECN;
+/// What the driver may leave to be done.
+const LEAVES_CSUM: u64 = 1;
+const LEAVES_TSO: u64 = 1 << 11 | 1 << 12 | 1 << 13;
+const OPTIONAL: [u64; 8] = [
+    MERGEABLE,
+    feature::INDIRECT_DESC,
+    feature::EVENT_IDX,
+    1 << 22,
+    TAKES,
+    LEAVES_TSO,
+    LEAVES_CSUM,
+    1 << 8 | TAKES_ECN,
+];
 
 thread_local! {
     static CARD: RefCell<Option<Card>> = const { RefCell::new(None) };
@@ -58,7 +76,7 @@ struct Card {
     /// Buffers offered, by head. A head is free where there are none.
     room: Vec<Option<Vec<Buffer>>>,
     next: u16,
-    mergeable: bool,
+    features: u64,
 }
 
 impl Card {
@@ -78,7 +96,7 @@ impl Card {
             transmit: RawDriver::new(other, 4),
             room: Vec::new(),
             next: 0,
-            mergeable: true,
+            features: 0,
         }
     }
 
@@ -91,7 +109,7 @@ impl Card {
         self.receive.driver_ok();
         self.room = vec![None; usize::from(SIZE)];
         self.next = 0;
-        self.mergeable = features & MERGEABLE != 0;
+        self.features = features;
     }
 
     fn play(&mut self, input: &mut Input<'_>) {
@@ -158,13 +176,32 @@ impl Card {
                 first.len
             );
             let header = self.receive.get(first.addr, HEADER);
-            assert_eq!(header[..10], [0; 10], "an offload that was not negotiated");
+            let mut whole = len as usize;
             let count = u16::from_le_bytes([header[10], header[11]]);
-            assert!(count == 1 || self.mergeable && count > 1, "a frame in {count} buffers");
+            assert!(count == 1 || self.features & MERGEABLE != 0 && count > 1, "a frame in {count} buffers");
             for _ in 1..count {
                 let (next, len) = heads.pop_front().expect("all buffers of a frame come at once");
                 assert!(len > 0 && len <= next.len && next.writable, "{len} bytes of {}", next.len);
+                whole += len as usize;
             }
+            self.check_header(&header, whole - HEADER);
+        }
+    }
+
+    /// What is left to be done to a frame of `len` bytes is what was negotiated, and makes sense.
+    fn check_header(&self, header: &[u8], len: usize) {
+        let has = |feature: u64| self.features & feature != 0;
+        if header[..10] == [0; 10] {
+            return;
+        }
+        assert!(has(TAKES_CSUM) && header[0] == 1, "an offload that was not negotiated: {header:?}");
+        let word = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
+        assert!(word(6) + word(8) + 2 <= len && word(6) >= 14, "a checksum behind the end: {header:?}");
+        assert!(header[1] & 0x80 == 0 || has(TAKES_ECN), "ECN was not negotiated");
+        if header[1] != 0 {
+            let cut = TAKES_TSO.iter().find(|(cut, _)| header[1] & 0x7f == *cut);
+            assert!(cut.is_some_and(|(_, feature)| has(*feature)), "cutting was not negotiated: {header:?}");
+            assert!(word(4) > 0 && word(6) + 20 <= len, "a frame that cannot be cut: {header:?}");
         }
     }
 
@@ -218,6 +255,17 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let plain = [0; 12];
     let mut offload = plain;
     (offload[0], offload[1], offload[10]) = (1, 1, 9);
+    // A frame of TCP with 40 bytes of payload, to be cut in five.
+    let mut tcp = [[0xff; 12].as_slice(), &[8, 0, 0x45, 0, 0, 80, 0, 1, 0x40, 0, 64, 6]].concat();
+    tcp.extend([0, 0, 10, 9, 0, 1, 10, 9, 0, 2, 0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10]);
+    tcp.extend([[0xff, 0xff, 0, 0, 0, 0].as_slice(), &[0x33; 40]].concat());
+    let cut = |change: &dyn Fn(&mut [u8])| {
+        let mut packet = [&[1, 1, 54, 0, 8, 0, 34, 0, 16, 0, 0, 0][..], &tcp].concat();
+        change(&mut packet);
+        let room = room(2000).repeat(6);
+        let len = packet.len() as u16;
+        [room, [1, 0].to_vec(), buffer(0, false, len).to_vec(), vec![len as u8], packet, vec![2]].concat()
+    };
     let one = [room(1526), send(plain, 60), vec![2]].concat();
     let several = [room(100), room(100), room(200), room(2000), send(plain, 1400), vec![2]].concat();
     let few = [room(64), send(plain, 1400), vec![2], room(2000), vec![2]].concat();
@@ -228,6 +276,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seeds.push([&[features], &few[..]].concat());
     }
     seeds.push([vec![0], room(1526), send(offload, 60)].concat());
+    for refused in [0, 0x10, 0x20, 0x40, 0x11, 0x90] {
+        seeds.push([vec![refused], cut(&|_| ())].concat());
+        seeds.push([vec![refused], cut(&|packet| packet[1] = 0)].concat());
+    }
+    let spoil: [(usize, u8); 8] =
+        [(0, 0), (1, 4), (1, 0x81), (4, 0), (7, 0xff), (9, 0xff), (12 + 46, 0xf0), (12 + 14, 0x4f)];
+    for (at, byte) in spoil {
+        seeds.push([vec![0], cut(&|packet| packet[at] = byte)].concat());
+    }
     seeds.push([vec![0], send(plain, 60), send(plain, 0), send(plain, 1), room(12), vec![2]].concat());
     seeds.push(
         [vec![0], room(1526), pieces(&[1, 11, 14, 60]), pieces(&[12, 0, 60]), pieces(&[13, 13])].concat(),

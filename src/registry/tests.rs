@@ -9,7 +9,7 @@ use iovirt_backends::interposers::stats::{StatsConfig, StatsControl};
 use iovirt_backends::net::loopback::LoopbackConfig;
 use iovirt_backends::net::tap::TapConfig;
 use iovirt_core::Backend;
-use iovirt_core::request::net::MacAddr;
+use iovirt_core::request::net::{MacAddr, Offloads};
 use iovirt_core::scheduler::Weight;
 use iovirt_frontends::virtio::net::NetConfig;
 use iovirt_sched::scheduled::{FlowSnapshot, ScheduledConfig};
@@ -319,7 +319,7 @@ proptest! {
         let loopback = LoopbackConfig { mtu: (size as u16).max(68), pairs: 1 + physical_block as u16 % 32 };
         prop_assert_eq!(round_trip(&loopback), loopback);
         let mac = MacAddr([2, size as u8, physical_block as u8, 0xab, 0, 255]);
-        let card = NetConfig { mac: switch.then_some(mac), pairs: 7, queue_size: 64 };
+        let card = NetConfig { mac: switch.then_some(mac), pairs: 7, queue_size: 64, offloads: if switch { Offloads::all() } else { Offloads::empty() } };
         prop_assert_eq!(round_trip(&card), card);
     }
 
@@ -327,7 +327,7 @@ proptest! {
     fn stages_for_tests_are_described_and_back(
         seed in any::<u64>(), every in any::<u64>(), permille in 0..=1000_u32, millis in 0..1_000_000_u64,
         kinds in prop::sample::select(vec!["all", "read", "read+flush", "write-zeroes"]),
-        kind in prop::sample::select(vec![FaultKind::Error, FaultKind::Stall, FaultKind::Drop]),
+        kind in prop::sample::select(vec![FaultKind::Error, FaultKind::Stall, FaultKind::Hang, FaultKind::Drop]),
     ) {
         let fault = FaultConfig { fail: kinds.parse().unwrap(), kind, every, permille, seed };
         prop_assert_eq!(round_trip(&fault), fault);

@@ -7,6 +7,7 @@ pub(crate) mod netns;
 pub(crate) mod pci;
 pub(crate) mod raw;
 pub(crate) mod stacks;
+pub(crate) mod tcp;
 
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::irq::CountingInterrupt;

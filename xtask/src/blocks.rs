@@ -170,7 +170,7 @@ const BLOCKS: &[Block] = &[
             Needless,
             Needless,
             In("docs/blocks/fault.md", "```pipeline"),
-            Open,
+            In("xtask/src/lab/cases/stuck.rs", "-> fault ->"),
             Open,
             In("iovirt-backends/src/interposers/fault/control.rs", "pub struct FaultSnapshot"),
             In("iovirt-backends/src/interposers/fault/tests.rs", "proptest!"),

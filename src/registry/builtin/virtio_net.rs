@@ -3,11 +3,18 @@
 use super::{Spec, TypedStage};
 use crate::describe::{DescribeError, StageSpec};
 use crate::registry::{Family, KeyInfo, Maturity, Options, StageInfo, StageRow, ValueKind};
-use iovirt_core::request::net::MacAddr;
+use iovirt_core::request::net::{MacAddr, Offloads};
 use iovirt_frontends::virtio::net::NetConfig;
 
 pub(super) fn row() -> StageRow {
     StageRow::front_end(NetConfig::INFO)
+}
+
+const OFFLOADS: [(&str, Offloads); 2] = [("on", Offloads::all()), ("off", Offloads::empty())];
+
+/// A description knows all or none.
+fn word(offloads: Offloads) -> &'static str {
+    if offloads.is_empty() { "off" } else { "on" }
 }
 
 impl TypedStage for NetConfig {
@@ -29,6 +36,12 @@ impl TypedStage for NetConfig {
                 "256",
                 "largest size of each queue in descriptors, a power of two",
             ),
+            KeyInfo::default(
+                "offloads",
+                ValueKind::Switch,
+                "on",
+                "let the guest leave checksums and cutting to the network, and the other way round",
+            ),
         ],
     };
 
@@ -39,6 +52,7 @@ impl TypedStage for NetConfig {
             mac: mac.map_err(|_| options.bad_value("mac", "it takes six bytes, as in 52:54:00:12:34:56"))?,
             pairs: options.required("queues")?,
             queue_size: options.required("queue-size")?,
+            offloads: options.choice("offloads", &OFFLOADS)?,
         };
         config.check().map_err(|error| options.refused(error))?;
         Ok(config)
@@ -50,6 +64,7 @@ impl TypedStage for NetConfig {
             .with("mac", &self.mac, &default.mac, |mac| mac.unwrap_or_default().to_string())
             .with("queues", &self.pairs, &default.pairs, ToString::to_string)
             .with("queue-size", &self.queue_size, &default.queue_size, ToString::to_string)
+            .with("offloads", &self.offloads, &default.offloads, |offloads| word(*offloads).into())
             .spec
     }
 }

@@ -8,10 +8,12 @@ mod net;
 mod pci;
 mod pci_pin;
 mod readonly;
+mod removed;
 mod resize;
 mod rootfs;
 mod save_restore;
 mod smp;
+mod stuck;
 mod swap;
 mod terminated;
 mod vanished;
@@ -26,7 +28,7 @@ use crate::lab::kernel::Series;
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 20] = [
+pub(crate) const ALL: [&Case; 22] = [
     &builtin::CASE,
     &exit_code::CASE,
     &rootfs::CASE,
@@ -38,6 +40,8 @@ pub(crate) const ALL: [&Case; 20] = [
     &pci_pin::CASE,
     &save_restore::CASE,
     &swap::CASE,
+    &removed::CASE,
+    &stuck::CASE,
     &vanished::CASE,
     &terminated::CASE,
     &net::MMIO,
@@ -58,6 +62,15 @@ pub(crate) enum Boots {
     OwnGuest,
 }
 
+/// When a case runs that nobody named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usual {
+    /// On every kernel.
+    EveryKernel,
+    /// On one: what it shows depends little on the guest, and takes its time.
+    OneKernel,
+}
+
 /// A case. Files are named relative to the case's own folder.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -76,10 +89,10 @@ pub(crate) struct Case {
     /// Those of them that are on the PCI bus.
     pub pci_devices: &'static [&'static str],
     /// What the lab machine does in place of just running our VMM, which is `guest` in this shell script, to be run in the
-    /// background. Such a case has no reference.
+    /// background. Such a case may have no reference.
     pub host: Option<&'static str>,
-    /// It takes so long that it runs only if it is named.
-    pub only_by_name: bool,
+    /// On which kernels it runs if it is not named.
+    pub usual: Usual,
     /// Further words for the guest kernel's command line.
     pub words: &'static str,
     /// Further options of our VMM.
@@ -126,7 +139,7 @@ pub(crate) const BLANK: Case = Case {
     devices: &[],
     pci_devices: &[],
     host: None,
-    only_by_name: false,
+    usual: Usual::EveryKernel,
     words: "",
     options: &[],
     reference: &[],

@@ -5,12 +5,13 @@
 //! kernels again (the *guests*) with our devices. Slow, and real in every line: it proves that things are right, not how
 //! fast they are.
 //!
-//! `kernel`, `parts` and `filesystem` make what the machines need, `machine` starts QEMU, `cases` says what to run,
+//! `kernel`, `parts`, `fio` and `filesystem` make what the machines need, `machine` starts QEMU, `cases` says what to run,
 //! `session`, `shell` and `reference` run it.
 
 mod cases;
 mod cpio;
 mod filesystem;
+mod fio;
 mod kernel;
 mod machine;
 mod parts;
@@ -25,12 +26,12 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::error::{Error, Result};
-use crate::lab::cases::{ALL, Boots, Case, Run};
+use crate::lab::cases::{ALL, Boots, Case, Run, Usual};
 use crate::lab::kernel::Series;
 use crate::setup::{self, Tool};
 
 /// What the lab needs.
-pub(crate) const TOOLS: [Tool; 10] = [
+pub(crate) const TOOLS: [Tool; 11] = [
     setup::CC,
     setup::QEMU,
     setup::MKFS,
@@ -41,6 +42,7 @@ pub(crate) const TOOLS: [Tool; 10] = [
     setup::ZSTD,
     setup::XZ,
     setup::LDD,
+    setup::READELF,
 ];
 
 /// Options of `cargo xtask lab`.
@@ -134,7 +136,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         setup::ensure(&TOOLS)?;
         return shell::run(options);
     }
-    let passed = run_cases(&runs(&named(&options.cases)?, options.kernels()), options)?;
+    let runs = if options.cases.is_empty() {
+        usual(options.kernels())
+    } else {
+        runs(&named(&options.cases)?, options.kernels())
+    };
+    let passed = run_cases(&runs, options)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -182,10 +189,10 @@ fn run_cases(runs: &[Run], options: &Options) -> Result<bool> {
     Ok(failed == 0)
 }
 
-/// Runs every case but those that are to be named; tells whether all passed.
+/// Runs every case; tells whether all passed.
 pub(crate) fn run_all() -> Result<bool> {
     let options = Options { jobs: JOBS, ..Options::default() };
-    run_cases(&runs(&usual(), options.kernels()), &options)
+    run_cases(&usual(options.kernels()), &options)
 }
 
 /// How a case went.
@@ -198,15 +205,14 @@ struct Verdict {
     crashed: bool,
 }
 
-/// The cases that need not be named.
-fn usual() -> Vec<&'static Case> {
-    ALL.into_iter().filter(|case| !case.only_by_name).collect()
+/// Every case, as it runs where none is named: some on the last of the kernels only.
+fn usual(kernels: &[Series]) -> Vec<Run> {
+    let last = kernels.last().copied();
+    let is_usual = |run: &Run| run.case.usual == Usual::EveryKernel || Some(run.kernel) == last;
+    runs(&ALL, kernels).into_iter().filter(is_usual).collect()
 }
 
 fn named(names: &[String]) -> Result<Vec<&'static Case>> {
-    if names.is_empty() {
-        return Ok(usual());
-    }
     names
         .iter()
         .map(|name| {

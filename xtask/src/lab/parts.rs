@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Result, copy, read, write};
 use crate::lab::cpio::Cpio;
+use crate::lab::fio;
 use crate::lab::kernel::{Kernel, Module, Series};
 use crate::setup;
 
@@ -29,8 +30,13 @@ pub(crate) struct Parts {
     /// Those of guests.
     pub guests: Vec<(Series, Kernel)>,
     busybox: Vec<u8>,
-    exit: Vec<u8>,
+    cache: PathBuf,
+    /// Our own programs: their names and what they are.
+    programs: Vec<(&'static str, Vec<u8>)>,
 }
+
+/// Our own programs in all systems, from `xtask/lab/NAME.c`.
+const PROGRAMS: [&str; 2] = ["exit", "pump"];
 
 impl Parts {
     /// Fetches and builds them; `cache` keeps what was fetched.
@@ -46,13 +52,9 @@ impl Parts {
             .map(|path| tree.join(path))
             .find(|path| path.is_file())
             .unwrap_or_else(|| tree.join("bin/busybox"));
-        let exit = cache.join("lab-exit");
-        Cmd::new("cc")
-            .args(["-O2", "-static", "-s", "-o"])
-            .arg(&exit)
-            .arg(cmd::root().join("xtask/lab/exit.c"))
-            .quiet()?;
-        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, exit: read(&exit)? })
+        let programs = PROGRAMS.iter().map(|name| Ok((*name, compiled(cache, name)?)));
+        let programs = programs.collect::<Result<Vec<_>>>()?;
+        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, programs, cache: cache.to_owned() })
     }
 
     /// The initial RAM disk of the host.
@@ -80,12 +82,19 @@ impl Parts {
             fs::create_dir_all(&folder).context(folder.display())?;
         }
         program(&tree.join("bin/busybox"), &self.busybox)?;
-        program(&tree.join("bin/lab-exit"), &self.exit)?;
+        for (name, content) in &self.programs {
+            program(&tree.join(format!("bin/lab-{name}")), content)?;
+        }
         program(&tree.join("sbin/init"), GUEST_MAIN)?;
         for (name, script) in guest_scripts()? {
             write(&tree.join("cases").join(name), script)?;
         }
         Ok(())
+    }
+
+    /// Puts the disk with fio, `fio.img`, into the folder of a case.
+    pub(crate) fn add_fio(&self, folder: &Path) -> Result<()> {
+        copy(&fio::disk(&self.cache)?, &folder.join("fio.img"))
     }
 
     fn system(&self, kernel: &Kernel, modules: &[&str]) -> Result<Cpio> {
@@ -96,13 +105,26 @@ impl Parts {
         cpio.folder("modules");
         cpio.program("bin/busybox", &self.busybox);
         cpio.link("bin/sh", "busybox");
-        cpio.program("bin/lab-exit", &self.exit);
+        for (name, content) in &self.programs {
+            cpio.program(&format!("bin/lab-{name}"), content);
+        }
         let modules = kernel.modules(modules)?;
         for (place, Module { name, content }) in modules.iter().enumerate() {
             cpio.file(&format!("modules/{place:02}-{name}.ko"), content);
         }
         Ok(cpio)
     }
+}
+
+/// A program of ours, without libraries.
+fn compiled(cache: &Path, name: &str) -> Result<Vec<u8>> {
+    let program = cache.join(format!("lab-{name}"));
+    Cmd::new("cc")
+        .args(["-O2", "-static", "-s", "-o"])
+        .arg(&program)
+        .arg(cmd::root().join(format!("xtask/lab/{name}.c")))
+        .quiet()?;
+    read(&program)
 }
 
 fn guest_scripts() -> Result<Vec<(String, Vec<u8>)>> {

@@ -1,6 +1,7 @@
 //! The control handle: the predicate, and what it said.
 
 use super::Drops;
+use iovirt_core::request::net::Offload;
 use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +24,8 @@ pub struct Frame<'a> {
     pub pair: u16,
     /// All of it, from its Ethernet header on.
     pub bytes: &'a [u8],
+    /// What is left to be done to it: with that, a frame has no checksum of TCP or UDP yet, or is as long as many.
+    pub offload: Offload,
 }
 
 /// What becomes of a frame.

@@ -60,13 +60,13 @@ impl FilterHook {
             self.predicate = predicate;
         }
         let Self { predicate, whole, .. } = self;
-        let (pair, sg) = (request.pair(), request.sg_mut());
+        let (pair, offload, sg) = (request.pair(), request.offload(), request.sg_mut());
         if let Some(bytes) = sg.host_bytes() {
-            return predicate(&Frame { direction, pair, bytes });
+            return predicate(&Frame { direction, pair, bytes, offload });
         }
         whole.resize(sg.len() as usize, 0);
         match sg.copy_to(0, whole) {
-            Ok(()) => predicate(&Frame { direction, pair, bytes: whole }),
+            Ok(()) => predicate(&Frame { direction, pair, bytes: whole, offload }),
             Err(_) => Verdict::Drop,
         }
     }

@@ -30,7 +30,8 @@
 //! ```
 //!
 //! # Limits
-//! It is for tests and for small rules: the predicate looks at one frame at a time and keeps no connections.
+//! It is for tests and for small rules: the predicate looks at one frame at a time and keeps no connections. Offloads pass: a
+//! frame that is still to be cut is judged as one.
 //!
 //! # Promises
 //! * A frame to the guest is judged in host memory, before any guest can see it. The token of one that is dropped goes down

@@ -4,7 +4,7 @@ use super::pair::Pair;
 use super::{LoopbackConfig, LoopbackControl, LoopbackQueue};
 use crate::net::check;
 use iovirt_core::pipeline::{EventListener, Stages};
-use iovirt_core::request::net::{NetCaps, NetRequest};
+use iovirt_core::request::net::{NetCaps, NetRequest, Offloads};
 use iovirt_core::state::{StageStates, StateError};
 use iovirt_core::{Backend, BackendError, Depth, WorkerContext};
 use std::sync::Arc;
@@ -26,7 +26,12 @@ impl LoopbackBackend {
         check(config.mtu, config.pairs)?;
         let pairs: Arc<[Pair]> = (0..config.pairs).map(|_| Pair::default()).collect();
         let control = Arc::new(LoopbackControl::new(pairs.clone()));
-        Ok(Self { caps: Arc::new(NetCaps::new(config.mtu, config.pairs)), pairs, control })
+        let caps = NetCaps {
+            tx_offloads: Offloads::all(),
+            rx_offloads: Offloads::all(),
+            ..NetCaps::new(config.mtu, config.pairs)
+        };
+        Ok(Self { caps: Arc::new(caps), pairs, control })
     }
 }
 

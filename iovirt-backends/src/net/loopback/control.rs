@@ -14,7 +14,7 @@ pub struct LoopbackControl {
 pub struct LoopbackSnapshot {
     /// Frames that came back.
     pub carried: u64,
-    /// Frames that nobody had a token for.
+    /// Frames that nobody had a token for, or tokens for only some of their segments.
     pub dropped: u64,
 }
 

@@ -14,9 +14,13 @@
 //! guest therefore gets at most as many frames at once as its device has tokens. One data plane per pair receives; tokens of
 //! a second one fail as unsupported.
 //!
+//! # Offloads
+//! All, both ways. A frame that its receiver accepts as it is comes back as it was sent; where it does not, the checksum is
+//! made here, and the frame is cut here, in software and under the pair's lock, into a token for each segment.
+//!
 //! # Promises
 //! * Frames of a pair come back in the order in which they were sent, whichever workers the two sides are on.
-//! * A frame is copied once, within `kick`; it allocates only while the tokens' own memory grows.
+//! * A frame is copied once, within `kick`, and once more where it is cut; it allocates only while the tokens' own memory grows.
 //! * The state of a pair is behind a lock, taken once per batch of submissions, and once per batch of completions where there
 //!   are any. It is held while the batch is copied; the only other one who wants it is the other side of the same pair.
 //! * A queue that drains gives its tokens back as aborted; frames sent meanwhile are dropped.

@@ -1,6 +1,6 @@
 //! What the two sides of a pair share: tokens that wait, and tokens that have a frame.
 
-use iovirt_core::request::net::NetRequest;
+use iovirt_core::request::net::{NetRequest, Offload, Segments, add_checksum};
 use iovirt_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iovirt_core::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use iovirt_core::worker::{LaneWaker, WorkerContext};
@@ -21,6 +21,14 @@ struct PairState {
     tokens: Vec<NetRequest>,
     filled: Vec<NetRequest>,
     receiver: Option<Arc<Receiver>>,
+    cutting: Cutting,
+}
+
+/// Room to cut a frame in.
+#[derive(Debug, Default)]
+struct Cutting {
+    frame: Vec<u8>,
+    segment: Vec<u8>,
 }
 
 /// The data plane that receives on a pair.
@@ -41,13 +49,13 @@ impl Pair {
     }
 
     /// One batch of submissions: takes `tokens` of `me`, and copies `frames` into the tokens that wait. Tokens stay where
-    /// they are if another one receives on this pair.
+    /// they are if another one receives on this pair. Segments longer than `max_frame` are lost.
     pub(super) fn exchange(
         &self,
         cx: &WorkerContext<'_>,
         me: &Arc<Receiver>,
         tokens: &mut Vec<NetRequest>,
-        frames: &[NetRequest],
+        (frames, max_frame): (&[NetRequest], u32),
     ) {
         let mut wake = None;
         {
@@ -59,9 +67,10 @@ impl Pair {
                 }
             }
             if !frames.is_empty() {
-                let carried = state.carry(frames);
+                let carried = state.carry(frames, max_frame);
                 self.count(carried, frames.len() as u64 - carried);
-                if carried > 0 {
+                // Of a frame that was cut, some segments may have found a token and others not.
+                if !state.filled.is_empty() {
                     self.ready.store(true, Ordering::SeqCst);
                     wake.clone_from(&state.receiver);
                 }
@@ -134,9 +143,13 @@ impl PairState {
     }
 
     /// Copies frames into tokens as far as there are any, and says how many.
-    fn carry(&mut self, frames: &[NetRequest]) -> u64 {
+    fn carry(&mut self, frames: &[NetRequest], max_frame: u32) -> u64 {
         let mut carried = 0;
         for frame in frames {
+            if !frame.is_plain() {
+                carried += u64::from(self.carry_unfinished(frame, max_frame));
+                continue;
+            }
             let Some(mut token) = self.tokens.pop() else { break };
             if token.sg_mut().push_copy(frame.sg()).is_err() {
                 self.keep(token);
@@ -147,4 +160,60 @@ impl PairState {
         }
         carried
     }
+
+    /// Carries a frame to which something is left to be done, and does it where the next token does not accept it; says whether
+    /// all of it was carried.
+    #[cold]
+    #[inline(never)]
+    fn carry_unfinished(&mut self, frame: &NetRequest, max_frame: u32) -> bool {
+        let (offload, len) = (frame.offload(), frame.sg().len());
+        let Ok(needed) = offload.check(len) else { return false };
+        let Some(accepted) = self.tokens.last().map(NetRequest::accepts) else { return false };
+        let is_accepted = accepted.contains(needed);
+        if offload.is_gso() && !is_accepted {
+            return self.cut(frame, max_frame).is_some();
+        }
+        let Some(mut token) = self.tokens.pop() else { return false };
+        let is_copied = token.sg_mut().push_copy(frame.sg()).is_ok();
+        let is_carried = is_copied && (is_accepted || sum_up(&mut token, offload));
+        if !is_carried {
+            self.keep(token);
+            return false;
+        }
+        if is_accepted {
+            token.set_offload(offload.as_sent(len));
+        }
+        self.filled.push(token);
+        true
+    }
+
+    /// Cuts a frame into a token for each segment, as far as there are any. `None` where it cannot be cut, or not all of it was
+    /// carried.
+    fn cut(&mut self, frame: &NetRequest, max_frame: u32) -> Option<()> {
+        let Self { tokens, filled, cutting: Cutting { frame: whole, segment }, .. } = self;
+        // Nobody changes the copy.
+        whole.resize(usize::try_from(frame.sg().len()).ok()?, 0);
+        frame.sg().copy_to(0, whole).ok()?;
+        let segments = Segments::of(whole, frame.offload()).ok()?;
+        if segments.longest() > max_frame as usize {
+            return None;
+        }
+        for index in 0..segments.count() {
+            segments.write(index, segment);
+            let mut token = tokens.pop()?;
+            let sg = token.sg_mut();
+            if sg.push_host(segment.len()).and_then(|()| sg.copy_from(0, segment)).is_err() {
+                token.renew();
+                tokens.push(token);
+                return None;
+            }
+            filled.push(token);
+        }
+        Some(())
+    }
+}
+
+/// Puts the checksum into a frame in host memory; false where that is not possible.
+fn sum_up(token: &mut NetRequest, offload: Offload) -> bool {
+    token.sg_mut().host_bytes().is_some_and(|bytes| add_checksum(bytes, offload).is_ok())
 }

@@ -84,7 +84,7 @@ impl Queue<NetRequest> for LoopbackQueue {
         if tokens + self.frames.len() == 0 {
             return;
         }
-        pair.exchange(cx, &self.me, &mut self.tokens, &self.frames);
+        pair.exchange(cx, &self.me, &mut self.tokens, (&self.frames, self.caps.max_frame));
         self.lent += tokens - self.tokens.len();
         for refused in self.tokens.drain(..) {
             self.finished.push(refused, Err(NetError::Unsupported));

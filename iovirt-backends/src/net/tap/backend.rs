@@ -27,12 +27,18 @@ pub struct TapControl {
 pub struct TapSnapshot {
     /// Frames from the host that were longer than its MTU allowed when the tap was opened, and were dropped.
     pub too_long: u64,
+    /// Frames from the host with something left to be done that their receiver does not do, and were dropped: such as the host
+    /// had ready when another receiver began.
+    pub unfinished: u64,
 }
 
 impl TapControl {
     /// What was counted so far.
     pub fn snapshot(&self) -> TapSnapshot {
-        TapSnapshot { too_long: self.tap.too_long.load(Ordering::Relaxed) }
+        TapSnapshot {
+            too_long: self.tap.too_long.load(Ordering::Relaxed),
+            unfinished: self.tap.unfinished.load(Ordering::Relaxed),
+        }
     }
 }
 

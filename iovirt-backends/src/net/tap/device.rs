@@ -4,12 +4,12 @@ use super::TapConfig;
 use super::sys::{self, Attachment, Queues};
 use iovirt_core::BackendError;
 use iovirt_core::pipeline::{Event, Listeners};
-use iovirt_core::request::net::{Link, MacAddr, NetCaps};
+use iovirt_core::request::net::{Link, MacAddr, NetCaps, Offloads};
 use iovirt_core::sync::{Arc, Mutex, PoisonError};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// The tap, open once for each pair.
 #[derive(Debug)]
@@ -21,6 +21,9 @@ pub(super) struct Tap {
     pub(super) listeners: Listeners,
     gone: AtomicBool,
     pub(super) too_long: AtomicU64,
+    pub(super) unfinished: AtomicU64,
+    /// What the host leaves to be done to frames that it gives: the bits of [`Offloads`].
+    left: AtomicU8,
 }
 
 /// One queue of the host's end.
@@ -61,7 +64,14 @@ impl Tap {
             ))
         })?;
         let own = sys::address(name).map_err(refused("does not tell its address"))?;
-        let caps = NetCaps { mac: Some(other_end(own)), ..NetCaps::new(mtu, config.pairs) };
+        // A kernel that has queues of a tap has all of these.
+        let offloads = Offloads::all();
+        let caps = NetCaps {
+            mac: Some(other_end(own)),
+            tx_offloads: offloads,
+            rx_offloads: offloads,
+            ..NetCaps::new(mtu, config.pairs)
+        };
         Ok(Self {
             name: name.clone(),
             pairs,
@@ -70,6 +80,8 @@ impl Tap {
             listeners: Listeners::default(),
             gone: AtomicBool::new(false),
             too_long: AtomicU64::new(0),
+            unfinished: AtomicU64::new(0),
+            left: AtomicU8::new(0),
         })
     }
 
@@ -79,6 +91,21 @@ impl Tap {
 
     pub(super) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Whether the host leaves to be done what a receiver accepts, and no more.
+    #[inline]
+    pub(super) fn leaves(&self, accepted: Offloads) -> bool {
+        self.left.load(Ordering::Relaxed) == accepted.bits()
+    }
+
+    /// Has the host leave to be done what the receiver accepts. All queues of a tap have one receiver, so its last word
+    /// counts.
+    #[cold]
+    pub(super) fn leave(&self, pair: &TapPair, accepted: Offloads) -> io::Result<()> {
+        sys::leave(pair.file.as_fd(), accepted)?;
+        self.left.store(accepted.bits(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// The host has no such device any more.

@@ -13,8 +13,13 @@
 //! of the tap with the local bit set and the last bit turned, as both ends of a link cannot have the same.
 //!
 //! # Limits
-//! Linux only. No offloads: frames are cut and summed up by whoever sends them. A later change of the MTU on the host is not
-//! noticed: frames that are longer than the one that was read are dropped and counted. A frame costs one system call.
+//! Linux only. A later change of the MTU on the host is not noticed: frames that are longer than the one that was read are
+//! dropped and counted. A frame costs one system call.
+//!
+//! # Offloads
+//! All, both ways: the host cuts and sums up what the guest left to it, and leaves to be done what tokens accept, over all
+//! queues of the tap. A frame that it had ready for a receiver who accepted more is summed up here; one that is to be cut is
+//! dropped and counted.
 //!
 //! # Promises
 //! * Nothing blocks: the tap is read where tokens wait for frames, until it has none left, and each further frame wakes the

@@ -3,7 +3,9 @@
 use super::device::{Tap, TapPair};
 use super::sys::{self, Attachment, Pieces};
 use crate::net::finished::Finished;
-use iovirt_core::request::net::{NetCaps, NetError, NetOp, NetRequest};
+use iovirt_core::request::net::{
+    MAX_GSO_FRAME, NetCaps, NetError, NetOp, NetRequest, Offload, Offloads, add_checksum,
+};
 use iovirt_core::worker::{Trigger, Watch};
 use iovirt_core::{Completions, Depth, Mode, Queue, WorkerContext};
 use std::io;
@@ -31,8 +33,8 @@ pub struct TapQueue {
 /// What a look at the tap gave.
 enum Read {
     Frame,
-    /// A frame that is too long; it is gone.
-    TooLong,
+    /// A frame that the receiver cannot have; it is gone.
+    Unfit,
     /// There is none.
     Dry,
     Failed(NetError),
@@ -73,18 +75,19 @@ impl TapQueue {
         let Some(pair) = self.tap.pairs.get(usize::from(request.pair())) else {
             return Err(NetError::Unsupported);
         };
-        let mut result = sys::write(pair.file.as_fd(), request.sg(), &mut self.pieces);
+        let (sg, offload) = (request.sg(), request.offload());
+        let mut result = sys::write(pair.file.as_fd(), sg, offload, &mut self.pieces);
         if result.as_ref().is_err_and(is_detached)
             && pair.switch(Attachment::Attached).is_ok_and(|changed| changed)
         {
             // The receiving side of this pair has not begun yet, or has ended.
-            result = sys::write(pair.file.as_fd(), request.sg(), &mut self.pieces);
+            result = sys::write(pair.file.as_fd(), sg, offload, &mut self.pieces);
         }
         result.map_err(|error| self.failure(&error))
     }
 
-    /// Becomes the plane that receives on its pair.
-    fn begin_receiving(&mut self, cx: &mut WorkerContext<'_>) -> Result<(), NetError> {
+    /// Becomes the plane that receives on its pair, frames to which this is left to be done.
+    fn begin_receiving(&mut self, cx: &mut WorkerContext<'_>, accepted: Offloads) -> Result<(), NetError> {
         let pair =
             self.tap.pairs.get(usize::from(self.pair.unwrap_or(u16::MAX))).ok_or(NetError::Unsupported)?;
         if self.watch.is_none() {
@@ -99,6 +102,9 @@ impl TapQueue {
                     return Err(NetError::Io);
                 }
             }
+        }
+        if !self.tap.leaves(accepted) {
+            self.tap.leave(pair, accepted).map_err(|error| self.failure(&error))?;
         }
         if self.tokens.is_empty() {
             pair.switch(Attachment::Attached).map_err(|error| self.failure(&error))?;
@@ -121,21 +127,19 @@ impl TapQueue {
         let Some(pair) = self.tap.pairs.get(usize::from(token.pair())) else {
             return Read::Failed(NetError::Unsupported);
         };
+        let accepted = token.accepts();
+        let longest = if accepted.intersects(Offloads::TSO) { MAX_GSO_FRAME } else { self.tap.max_frame };
         // One byte more than the longest frame has, to notice one that is longer.
-        let room = self.tap.max_frame as usize + 1;
+        let room = longest.max(self.tap.max_frame) as usize + 1;
         let sg = token.sg_mut();
         if sg.push_host(room).is_err() {
             return Read::Failed(NetError::BadLength);
         }
         loop {
             match sys::read(pair.file.as_fd(), sg, &mut self.pieces) {
-                Ok(len) if len < room => {
+                Ok((len, offload)) => {
                     sg.trim_back((room - len) as u64);
-                    return Read::Frame;
-                }
-                Ok(_) => {
-                    self.tap.too_long.fetch_add(1, Ordering::Relaxed);
-                    return Read::TooLong;
+                    return self.judge(token, offload, len == room);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Read::Dry,
@@ -144,13 +148,28 @@ impl TapQueue {
         }
     }
 
+    /// Whether the receiver can have a frame to which that is left to be done.
+    #[inline]
+    fn judge(&self, token: &mut NetRequest, offload: Offload, is_cut_off: bool) -> Read {
+        let longest = if offload.is_gso() { MAX_GSO_FRAME } else { self.tap.max_frame };
+        if is_cut_off || token.sg().len() > u64::from(longest) {
+            self.tap.too_long.fetch_add(1, Ordering::Relaxed);
+            return Read::Unfit;
+        }
+        if offload.is_plain() && offload.flags == 0 || finish(token, offload) {
+            return Read::Frame;
+        }
+        self.tap.unfinished.fetch_add(1, Ordering::Relaxed);
+        Read::Unfit
+    }
+
     /// Reads until there is no frame or no token.
     fn fill_tokens(&mut self, cx: &mut WorkerContext<'_>) {
         for _ in 0..self.budget {
             let Some(mut token) = self.tokens.pop() else { return };
             match self.read(&mut token) {
                 Read::Frame => self.finished.push(token, Ok(())),
-                Read::TooLong => {
+                Read::Unfit => {
                     token.renew();
                     self.tokens.push(token);
                 }
@@ -168,6 +187,20 @@ impl TapQueue {
         // The watch tells of what comes, not of what is there.
         cx.run_again();
     }
+}
+
+/// Does to a frame what its receiver does not do, or notes what is left; false where that is not possible.
+fn finish(token: &mut NetRequest, offload: Offload) -> bool {
+    let accepted = token.accepts();
+    let Ok(needed) = offload.check(token.sg().len()) else { return false };
+    if accepted.contains(needed) {
+        if accepted.contains(Offloads::CSUM) {
+            token.set_offload(offload);
+        }
+        return true;
+    }
+    let bytes = token.sg_mut().host_bytes();
+    needed == Offloads::CSUM && bytes.is_some_and(|bytes| add_checksum(bytes, offload).is_ok())
 }
 
 /// What the host says of a queue that it gives no frames, and of one whose device is gone.
@@ -188,7 +221,7 @@ impl Queue<NetRequest> for TapQueue {
                 let result = self.write(&request);
                 self.finished.push(request, result);
             }
-            NetOp::Receive => match self.begin_receiving(cx) {
+            NetOp::Receive => match self.begin_receiving(cx, request.accepts()) {
                 Ok(()) => self.tokens.push(request),
                 Err(error) => self.finished.push(request, Err(error)),
             },

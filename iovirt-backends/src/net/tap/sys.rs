@@ -4,9 +4,10 @@
 //! pointer into nothing.
 
 use iovirt_core::dma::{IoVec, SgList};
+use iovirt_core::request::net::{Offload, Offloads};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 
@@ -58,8 +59,8 @@ fn request(name: &str) -> libc::ifreq {
     libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } }
 }
 
-/// Opens the clone device and makes the descriptor a queue of that tap, with a virtio header in front of each frame and
-/// without offloads.
+/// Opens the clone device and makes the descriptor a queue of that tap, with a virtio header in front of each frame, whose
+/// numbers are little-endian. Frames come without offloads until [`leave`] says otherwise.
 pub(super) fn open(name: &str, queues: Queues) -> io::Result<File> {
     let file =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
@@ -72,10 +73,22 @@ pub(super) fn open(name: &str, queues: Queues) -> io::Result<File> {
     let mut len = HEADER_LEN as libc::c_int;
     // SAFETY: the descriptor is open, and the kernel reads one `int`, which lives on this stack.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw mut len) })?;
-    let none: libc::c_ulong = 0;
-    // SAFETY: the descriptor is open, and the argument is a number.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, none) })?;
+    let mut little_endian: libc::c_int = 1;
+    // SAFETY: the descriptor is open, and the kernel reads one `int`, which lives on this stack.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETLE, &raw mut little_endian) })?;
+    leave(file.as_fd(), Offloads::empty())?;
     Ok(file)
+}
+
+/// Says what the host may leave to be done to frames that it gives, over all queues of the tap.
+pub(super) fn leave(fd: BorrowedFd<'_>, offloads: Offloads) -> io::Result<()> {
+    let flag = |offload, flag| if offloads.contains(offload) { flag } else { 0 };
+    let flags = flag(Offloads::CSUM, libc::TUN_F_CSUM)
+        | flag(Offloads::TSO4, libc::TUN_F_TSO4)
+        | flag(Offloads::TSO6, libc::TUN_F_TSO6)
+        | flag(Offloads::ECN, libc::TUN_F_TSO_ECN);
+    // SAFETY: the descriptor is open, and the argument is a number.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
 }
 
 /// Lets the host give frames to this queue of a multi-queue tap, or not.
@@ -115,20 +128,30 @@ pub(super) fn address(name: &str) -> io::Result<[u8; 6]> {
     Ok(bytes)
 }
 
-/// Reads one frame into the list, which the device may write; says how long it was, as far as there was room.
-pub(super) fn read(fd: BorrowedFd<'_>, sg: &mut SgList, pieces: &mut Pieces) -> io::Result<usize> {
+/// Reads one frame into the list, which the device may write; says how long it was, as far as there was room, and what is left
+/// to be done to it.
+pub(super) fn read(fd: BorrowedFd<'_>, sg: &mut SgList, pieces: &mut Pieces) -> io::Result<(usize, Offload)> {
     assert!(!sg.is_read_only(), "read into a read-only list");
     let mut header = [0; HEADER_LEN];
     let iovecs = pieces.join(header.as_mut_ptr(), sg);
     // SAFETY: the list keeps every piece mapped for the length of the call, and the device may write all of them as it is
     // not read-only; the header lives on this stack. No reference to that memory exists.
     let count = unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int) };
-    Ok(check_count(count)?.saturating_sub(HEADER_LEN))
+    let len = check_count(count)?.saturating_sub(HEADER_LEN);
+    let mut fields = [0; Offload::LEN];
+    fields.copy_from_slice(&header[..Offload::LEN]);
+    Ok((len, Offload::from_bytes(fields)))
 }
 
-/// Writes the frame in the list.
-pub(super) fn write(fd: BorrowedFd<'_>, sg: &SgList, pieces: &mut Pieces) -> io::Result<()> {
+/// Writes the frame in the list, and what is left to be done to it.
+pub(super) fn write(
+    fd: BorrowedFd<'_>,
+    sg: &SgList,
+    offload: Offload,
+    pieces: &mut Pieces,
+) -> io::Result<()> {
     let mut header = [0; HEADER_LEN];
+    header[..Offload::LEN].copy_from_slice(&offload.to_bytes());
     let iovecs = pieces.join(header.as_mut_ptr(), sg);
     // SAFETY: the list keeps every piece mapped for the length of the call, the header lives on this stack; the kernel only
     // reads them.

@@ -2,7 +2,7 @@
 
 use super::{Bench, NetDriver, Rule, ensure, frame};
 use crate::backend::Backend;
-use crate::request::net::{ETHERNET_HEADER, MacAddr, NetCaps, NetError, NetOutput, Offload};
+use crate::request::net::{ETHERNET_HEADER, MacAddr, NetCaps, NetError, NetOutput, Offload, Offloads};
 
 pub(super) const RULES: &[Rule] = &[
     ("net/caps", well_formed),
@@ -18,6 +18,9 @@ fn well_formed(bench: &mut Bench<'_>) -> Result<u64, String> {
     let least = u32::from(caps.mtu) + ETHERNET_HEADER;
     ensure!(caps.max_frame >= least, "frames of at most {} where {least} follow", caps.max_frame);
     ensure!(caps.pairs > 0, "no pair of queues");
+    for offloads in [caps.tx_offloads, caps.rx_offloads] {
+        ensure!(offloads == offloads.sound(), "offloads without those that they go with: {offloads:?}");
+    }
     ensure!(caps.mac.is_none_or(MacAddr::is_unicast), "the address {:?} is a group's", caps.mac);
     Ok(1)
 }
@@ -64,19 +67,38 @@ fn lengths(bench: &mut Bench<'_>) -> Result<u64, String> {
     Ok(5)
 }
 
+/// Headers that the network must refuse for a frame of 60 bytes: of offloads that it lacks, and such as describe no frame.
+fn refused_offloads(caps: &NetCaps) -> Vec<Offload> {
+    let sum = Offload { flags: 1, csum_start: 34, csum_offset: 16, ..Offload::default() };
+    let cut = Offload { gso_type: 1, gso_size: 20, hdr_len: 54, ..sum };
+    let six = Offload { gso_type: 4, csum_start: 40, ..cut };
+    let lacking = [
+        (Offloads::CSUM, sum),
+        (Offloads::TSO4, cut),
+        (Offloads::TSO6, six),
+        (Offloads::ECN, Offload { gso_type: 0x81, ..cut }),
+    ];
+    let lacking = lacking.into_iter().filter(|(offload, _)| !caps.tx_offloads.contains(*offload));
+    let senseless = [
+        Offload { csum_start: 59, ..sum },
+        Offload { csum_start: u16::MAX, csum_offset: u16::MAX, ..sum },
+        Offload { flags: 0, ..cut },
+        Offload { gso_size: 0, ..cut },
+        Offload { gso_size: u16::MAX, ..cut },
+        Offload { gso_type: 3, ..cut },
+        Offload { gso_type: 0xff, ..cut },
+    ];
+    lacking.map(|(_, offload)| offload).chain(senseless).collect()
+}
+
 /// What a stack cannot do it refuses, and does not.
 fn unsupported(bench: &mut Bench<'_>) -> Result<u64, String> {
     let mut line = bench.open()?;
     let refused = NetOutput::Failed(NetError::Unsupported);
-    if line.caps.offloads.is_empty() {
-        for offload in [
-            Offload { gso_type: 1, gso_size: 100, hdr_len: 54, ..Offload::default() },
-            Offload { flags: 1, csum_start: 14, ..Offload::default() },
-        ] {
-            line.sender.send_offloaded(&frame(0, 60), offload);
-            let home = line.all_sent()?;
-            ensure!(home[0].1 == refused, "{offload:?} gave {:?}", home[0].1);
-        }
+    for offload in refused_offloads(&line.caps) {
+        line.sender.send_offloaded(&frame(0, 60), offload);
+        let home = line.all_sent()?;
+        ensure!(home[0].1 == refused, "{offload:?} gave {:?}", home[0].1);
     }
     // A pair that there is not: one way and the other.
     let pair = line.caps.pairs;

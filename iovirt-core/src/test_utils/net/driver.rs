@@ -3,7 +3,7 @@
 use crate::dma::{Access, DmaSpace, DmaView, HostBuffer};
 use crate::pipeline::BoxBackend;
 use crate::request::Depth;
-use crate::request::net::{ETHERNET_HEADER, NetOp, NetOutput, NetRequest, Offload};
+use crate::request::net::{ETHERNET_HEADER, NetOp, NetOutput, NetRequest, Offload, Offloads};
 use crate::test_utils::plane::Plane;
 use crate::worker::{Worker, WorkerConfig};
 use std::ops::{Deref, DerefMut};
@@ -28,6 +28,7 @@ pub struct NetDriver {
     view: DmaView,
     pair: u16,
     foreign: bool,
+    left: Vec<Offload>,
 }
 
 impl NetDriver {
@@ -42,13 +43,20 @@ impl NetDriver {
         let space = space.map_err(|error| error.to_string())?;
         let view = space.view();
         let plane = Plane::open(worker, backend, depth).map_err(|error| format!("open failed: {error}"))?;
-        Ok(Self { plane, space, view, pair, foreign: false })
+        Ok(Self { plane, space, view, pair, foreign: false, left: Vec::new() })
     }
 
     /// Posts so many tokens, or as many as there is room for, in one batch; says how many.
     pub fn post(&mut self, count: usize) -> usize {
+        self.post_accepting(count, Offloads::empty())
+    }
+
+    /// The same for a receiver that takes frames to which that is left to be done.
+    pub fn post_accepting(&mut self, count: usize, offloads: Offloads) -> usize {
         let pair = self.pair;
-        let token = |plane: &mut Plane<_>| plane.submit(|tag, sg| NetRequest::receive(tag, pair, sg));
+        let token = |plane: &mut Plane<_>| {
+            plane.submit(|tag, sg| NetRequest::receive(tag, pair, sg).accepting(offloads))
+        };
         let posted = (0..count).take_while(|_| token(&mut self.plane).is_some()).count();
         self.plane.kick();
         posted
@@ -86,8 +94,11 @@ impl NetDriver {
 
     /// What came home, by one poll.
     pub fn poll(&mut self) -> Vec<NetHome> {
-        let Self { plane, foreign, .. } = self;
+        let Self { plane, foreign, left, .. } = self;
         plane.poll(|request, output| {
+            if request.op() == NetOp::Receive && output == NetOutput::Done {
+                left.push(request.offload());
+            }
             let mut bytes = vec![0; request.sg().len() as usize];
             // The buffer is as long as the list, so nothing is out of range.
             let _ = request.sg().copy_to(0, &mut bytes);
@@ -103,6 +114,11 @@ impl NetDriver {
         let frames =
             home.into_iter().filter(|(op, output, _)| *op == NetOp::Receive && *output == NetOutput::Done);
         frames.map(|(_, _, frame)| frame).collect()
+    }
+
+    /// What was left to be done to each frame that was received, since the last call.
+    pub fn take_left(&mut self) -> Vec<Offload> {
+        std::mem::take(&mut self.left)
     }
 
     /// Whether a frame ever came in a guest's memory.

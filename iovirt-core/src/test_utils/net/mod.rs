@@ -22,6 +22,7 @@ mod caps;
 mod driver;
 mod frames;
 mod judge;
+mod offloads;
 mod rest;
 mod sabotage;
 mod tokens;
@@ -48,7 +49,7 @@ pub type Rule = (&'static str, fn(&mut Bench<'_>) -> Result<u64, String>);
 
 /// All rules, in the order in which they run.
 pub fn rules() -> Vec<Rule> {
-    [caps::RULES, frames::RULES, tokens::RULES, wakes::RULES, rest::RULES].concat()
+    [caps::RULES, frames::RULES, offloads::RULES, tokens::RULES, wakes::RULES, rest::RULES].concat()
 }
 
 /// Runs every rule on fresh stacks.

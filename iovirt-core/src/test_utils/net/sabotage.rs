@@ -20,6 +20,10 @@ pub enum NetSabotage {
     CutsFrames,
     /// The part of a frame that lies in the second segment is what it was in the frame before.
     ForgetsSegments,
+    /// What is left to be done to a frame is not said of it.
+    ForgetsOffloads,
+    /// What is left to be done to a frame is left to receivers that do not take it.
+    LeavesToAnybody,
     /// Two frames that wait change places.
     ReordersFrames,
     /// A frame comes in the memory of some guest.
@@ -67,6 +71,8 @@ impl NetSabotage {
         Self::AcceptsUnsupported,
         Self::CutsFrames,
         Self::ForgetsSegments,
+        Self::ForgetsOffloads,
+        Self::LeavesToAnybody,
         Self::ReordersFrames,
         Self::GivesGuestMemory,
         Self::CompletesEmptyTokens,
@@ -95,6 +101,7 @@ impl NetSabotage {
             Self::TakesAnyLength | Self::RefusesLongest => "net/lengths",
             Self::AcceptsUnsupported => "net/unsupported",
             Self::CutsFrames | Self::ForgetsSegments => "net/frames",
+            Self::ForgetsOffloads | Self::LeavesToAnybody => "net/offloads",
             Self::ReordersFrames => "net/order",
             Self::GivesGuestMemory => "net/host-memory",
             Self::CompletesEmptyTokens => "net/tokens-wait",

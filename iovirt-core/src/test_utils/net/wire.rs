@@ -5,7 +5,9 @@ use crate::backend::{Backend, Mode, Queue};
 use crate::dma::{Access, DmaSpace, SgList};
 use crate::error::BackendError;
 use crate::pipeline::{BoxBackend, EventListener, Listeners, Stages};
-use crate::request::net::{MacAddr, NetCaps, NetError, NetOp, NetOutput, NetRequest};
+use crate::request::net::{
+    MacAddr, NetCaps, NetError, NetOp, NetOutput, NetRequest, Offload, Offloads, Segments, add_checksum,
+};
 use crate::request::{Completion, Completions, Depth, Request};
 use crate::state::{StageStates, StateError};
 use crate::worker::{LaneWaker, WorkerContext};
@@ -78,7 +80,11 @@ impl Wire {
         Self {
             shared: Arc::new(Shared {
                 config,
-                caps: NetCaps::new(config.mtu, config.pairs),
+                caps: NetCaps {
+                    tx_offloads: Offloads::all(),
+                    rx_offloads: Offloads::all(),
+                    ..NetCaps::new(config.mtu, config.pairs)
+                },
                 state: Mutex::new(State { pairs, ..State::default() }),
                 listeners: Listeners::default(),
                 elsewhere,
@@ -232,15 +238,31 @@ impl WireQueue {
         let mut state = self.shared.lock();
         self.spoil(&mut state, &mut frame);
         let pair = if self.has(NetSabotage::MixesPairs) { 0 } else { usize::from(request.pair()) };
-        let Pair { receiver, tokens, arrived } = &mut state.pairs[pair];
+        let pair = &mut state.pairs[pair];
+        let Some(token) = pair.tokens.front() else { return };
+        let offload = request.offload();
+        let accepted = if self.has(NetSabotage::LeavesToAnybody) { Offloads::all() } else { token.accepts() };
+        if offload.check(frame.len() as u64).is_ok_and(|needed| accepted.contains(needed)) {
+            let left = if self.has(NetSabotage::ForgetsOffloads) { Offload::default() } else { offload };
+            return self.give(pair, &frame, left);
+        }
+        for frame in finished(frame, offload) {
+            self.give(pair, &frame, Offload::default());
+        }
+    }
+
+    /// Gives a frame to the next token.
+    fn give(&self, pair: &mut Pair, frame: &[u8], left: Offload) {
+        let Pair { receiver, tokens, arrived } = pair;
         let Some(mut token) = tokens.pop_front() else { return };
+        token.set_offload(left);
         let sg = token.sg_mut();
         let filled = if self.has(NetSabotage::GivesGuestMemory) {
             sg.push(&self.shared.elsewhere.view(), 0, frame.len() as u64, Access::Write)
         } else {
             sg.push_host(frame.len())
         };
-        if filled.and_then(|()| sg.copy_from(0, &frame)).is_err() {
+        if filled.and_then(|()| sg.copy_from(0, frame)).is_err() {
             // The token's list is smaller than the longest frame: the frame is lost, the token is not.
             token.renew();
             return tokens.push_front(token);
@@ -326,6 +348,20 @@ impl WireQueue {
             retag(two, tags.0);
         }
     }
+}
+
+/// The frames that a frame becomes as it goes over the wire; none where it is not what its offload says.
+fn finished(mut frame: Vec<u8>, offload: Offload) -> Vec<Vec<u8>> {
+    if !offload.is_gso() {
+        return add_checksum(&mut frame, offload).map(|()| vec![frame]).unwrap_or_default();
+    }
+    let Ok(segments) = Segments::of(&frame, offload) else { return Vec::new() };
+    let segment = |index| {
+        let mut segment = Vec::new();
+        segments.write(index, &mut segment);
+        segment
+    };
+    (0..segments.count()).map(segment).collect()
 }
 
 impl Queue<NetRequest> for WireQueue {

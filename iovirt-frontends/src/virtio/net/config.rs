@@ -1,7 +1,7 @@
 //! Options, feature bits and the configuration space (VIRTIO 1.2, sections 5.1.3 and 5.1.4).
 
 use crate::virtio::feature;
-use iovirt_core::request::net::{Link, MacAddr, NetCaps};
+use iovirt_core::request::net::{Link, MacAddr, NetCaps, Offloads};
 use thiserror::Error;
 use virtio_bindings::virtio_net as bindings;
 
@@ -10,6 +10,7 @@ pub const MAX_PAIRS: u16 = 32;
 /// The largest split ring (VIRTIO 1.2, section 2.7).
 const MAX_QUEUE_SIZE: u16 = 32768;
 
+pub(super) const F_CTRL_GUEST_OFFLOADS: u64 = 1 << bindings::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
 pub(super) const F_MTU: u64 = 1 << bindings::VIRTIO_NET_F_MTU;
 pub(super) const F_MAC: u64 = 1 << bindings::VIRTIO_NET_F_MAC;
 pub(super) const F_MRG_RXBUF: u64 = 1 << bindings::VIRTIO_NET_F_MRG_RXBUF;
@@ -18,6 +19,37 @@ pub(super) const F_CTRL_VQ: u64 = 1 << bindings::VIRTIO_NET_F_CTRL_VQ;
 pub(super) const F_CTRL_RX: u64 = 1 << bindings::VIRTIO_NET_F_CTRL_RX;
 pub(super) const F_MQ: u64 = 1 << bindings::VIRTIO_NET_F_MQ;
 pub(super) const F_CTRL_MAC_ADDR: u64 = 1 << bindings::VIRTIO_NET_F_CTRL_MAC_ADDR;
+
+/// Which offload of what the guest sends, and of what it receives, each feature is. The latter are the bits of a control
+/// command too.
+const OFFLOADS: [(Offloads, u32, u32); 4] = [
+    (Offloads::CSUM, bindings::VIRTIO_NET_F_CSUM, bindings::VIRTIO_NET_F_GUEST_CSUM),
+    (Offloads::TSO4, bindings::VIRTIO_NET_F_HOST_TSO4, bindings::VIRTIO_NET_F_GUEST_TSO4),
+    (Offloads::TSO6, bindings::VIRTIO_NET_F_HOST_TSO6, bindings::VIRTIO_NET_F_GUEST_TSO6),
+    (Offloads::ECN, bindings::VIRTIO_NET_F_HOST_ECN, bindings::VIRTIO_NET_F_GUEST_ECN),
+];
+
+/// The features that stand for offloads of what the guest sends.
+fn host_features(offloads: Offloads) -> u64 {
+    OFFLOADS.iter().filter(|(offload, ..)| offloads.contains(*offload)).map(|(_, host, _)| 1 << host).sum()
+}
+
+/// The features that stand for offloads of what the guest receives.
+pub(super) fn guest_features(offloads: Offloads) -> u64 {
+    OFFLOADS.iter().filter(|(offload, ..)| offloads.contains(*offload)).map(|(.., guest)| 1 << guest).sum()
+}
+
+/// What the guest may leave to be done to frames, by the features that were negotiated.
+pub(super) fn host_offloads(features: u64) -> Offloads {
+    let known = OFFLOADS.iter().filter(|(_, host, _)| features >> host & 1 != 0);
+    known.map(|(offload, ..)| *offload).collect::<Offloads>().sound()
+}
+
+/// What may be left to be done to frames for the guest, by features or by the bits of a control command.
+pub(super) fn guest_offloads(features: u64) -> Offloads {
+    let known = OFFLOADS.iter().filter(|(.., guest)| features >> guest & 1 != 0);
+    known.map(|(offload, ..)| *offload).collect::<Offloads>().sound()
+}
 
 /// Size of the configuration space in bytes, up to and with the MTU.
 pub(super) const SPACE_LEN: usize = 12;
@@ -34,11 +66,13 @@ pub struct NetConfig {
     /// Largest size of each queue in descriptors: a power of two up to 32768. Also how many tokens for frames to come each
     /// receive queue keeps in the stack below.
     pub queue_size: u16,
+    /// Offloads that the guest may be offered, as far as the network below has them.
+    pub offloads: Offloads,
 }
 
 impl Default for NetConfig {
     fn default() -> Self {
-        Self { mac: None, pairs: 1, queue_size: 256 }
+        Self { mac: None, pairs: 1, queue_size: 256, offloads: Offloads::all() }
     }
 }
 
@@ -84,9 +118,12 @@ impl NetConfig {
         Ok(())
     }
 
-    /// The features on offer.
-    pub(super) fn features(&self) -> u64 {
+    /// The features on offer above a stack with these capabilities.
+    pub(super) fn features(&self, caps: &NetCaps) -> u64 {
         let mq = if self.pairs > 1 { F_MQ } else { 0 };
+        let sent = self.offloads.intersection(caps.tx_offloads).sound();
+        let received = self.offloads.intersection(caps.rx_offloads).sound();
+        let ctrl = if received.is_empty() { 0 } else { F_CTRL_GUEST_OFFLOADS };
         feature::INDIRECT_DESC
             | feature::EVENT_IDX
             | F_MAC
@@ -97,6 +134,9 @@ impl NetConfig {
             | F_CTRL_RX
             | F_CTRL_MAC_ADDR
             | mq
+            | ctrl
+            | host_features(sent)
+            | guest_features(received)
     }
 
     /// The configuration space above a stack with these capabilities.

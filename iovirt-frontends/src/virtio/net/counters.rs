@@ -8,6 +8,7 @@ pub struct NetCounters {
     pub(super) received: AtomicU64,
     pub(super) filtered: AtomicU64,
     pub(super) no_fit: AtomicU64,
+    pub(super) not_taken: AtomicU64,
     pub(super) receive_failed: AtomicU64,
     pub(super) sent: AtomicU64,
     pub(super) send_failed: AtomicU64,
@@ -24,14 +25,16 @@ pub struct NetSnapshot {
     pub filtered: u64,
     /// Frames dropped because they did not fit into the guest's buffers.
     pub no_fit: u64,
+    /// Frames dropped because the guest does not do, or no longer, what is left to be done to them.
+    pub not_taken: u64,
     /// Tokens that came home without a frame while the queue was running.
     pub receive_failed: u64,
     /// Frames that the stack below took.
     pub sent: u64,
     /// Frames that the stack below refused.
     pub send_failed: u64,
-    /// Chains of the guest that are no frame: without a whole header, in too many pieces, with an offload that was never
-    /// on offer.
+    /// Chains of the guest that are no frame: without a whole header, in too many pieces, with an offload that was not
+    /// negotiated or does not describe the frame.
     pub malformed: u64,
     /// Control commands answered with `VIRTIO_NET_ERR`.
     pub refused_commands: u64,
@@ -45,6 +48,7 @@ impl NetCounters {
             received: get(&self.received),
             filtered: get(&self.filtered),
             no_fit: get(&self.no_fit),
+            not_taken: get(&self.not_taken),
             receive_failed: get(&self.receive_failed),
             sent: get(&self.sent),
             send_failed: get(&self.send_failed),

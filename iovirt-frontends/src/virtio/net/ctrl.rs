@@ -1,6 +1,8 @@
-//! The control queue: receive mode, address, pairs in use (VIRTIO 1.2, section 5.1.6.5).
+//! The control queue: receive mode, address, pairs in use, offloads (VIRTIO 1.2, section 5.1.6.5).
 
-use super::config::{F_CTRL_MAC_ADDR, F_CTRL_RX, F_MQ};
+use super::config::{
+    F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR, F_CTRL_RX, F_MQ, guest_features, guest_offloads,
+};
 use super::device::NetShared;
 use super::filter::{TABLE_LEN, Table};
 use crate::virtio::queue::Chain;
@@ -77,6 +79,11 @@ fn obey(shared: &NetShared, features: u64, command: &SgList) -> Answer {
         (bindings::VIRTIO_NET_CTRL_MQ, bindings::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) if has(F_MQ) => {
             set_pairs(shared, command)
         }
+        (bindings::VIRTIO_NET_CTRL_GUEST_OFFLOADS, bindings::VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET)
+            if has(F_CTRL_GUEST_OFFLOADS) =>
+        {
+            set_offloads(shared, features, command)
+        }
         _ => None,
     };
     if done.is_some() { Answer::Ok } else { Answer::Error }
@@ -146,6 +153,17 @@ fn set_pairs(shared: &NetShared, command: &SgList) -> Option<()> {
         return None;
     }
     shared.set_active_pairs(pairs);
+    Some(())
+}
+
+/// Those that were negotiated, and no others (section 5.1.6.5.6).
+fn set_offloads(shared: &NetShared, features: u64, command: &SgList) -> Option<()> {
+    let wanted = u64::from_le_bytes(bytes(command, COMMAND_LEN)?);
+    let offloads = guest_offloads(wanted);
+    if guest_features(offloads) != wanted || wanted & !features != 0 {
+        return None;
+    }
+    shared.set_guest_offloads(offloads);
     Some(())
 }
 

@@ -7,7 +7,7 @@ use crate::virtio::QueueError;
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use iovirt_core::dma::SgList;
-use iovirt_core::request::net::{ETHERNET_HEADER, MacAddr};
+use iovirt_core::request::net::{ETHERNET_HEADER, MacAddr, Offload, Offloads};
 
 /// Most buffers that one frame is spread over. The longest frame fits into them if each has 1 KiB.
 const MAX_BUFFERS: usize = 64;
@@ -29,6 +29,8 @@ pub(super) enum Delivery {
 pub(super) struct Deliverer {
     mode: CachedMode,
     pub(super) mergeable: bool,
+    /// What the guest takes frames with.
+    pub(super) accepts: Offloads,
     /// The buffers of the frame at hand; grows to what one frame needs.
     chains: Vec<Chain>,
     heads: Vec<Head>,
@@ -37,6 +39,7 @@ pub(super) struct Deliverer {
     received: Tally,
     filtered: Tally,
     no_fit: Tally,
+    not_taken: Tally,
 }
 
 impl Deliverer {
@@ -44,12 +47,14 @@ impl Deliverer {
         Self {
             mode: mode.cached(),
             mergeable: false,
+            accepts: Offloads::empty(),
             chains: vec![Chain::new()],
             heads: Vec::with_capacity(MAX_BUFFERS),
             returned: 0,
             received: Tally::default(),
             filtered: Tally::default(),
             no_fit: Tally::default(),
+            not_taken: Tally::default(),
         }
     }
 
@@ -63,6 +68,7 @@ impl Deliverer {
         self.received.add_to(&counters.received);
         self.filtered.add_to(&counters.filtered);
         self.no_fit.add_to(&counters.no_fit);
+        self.not_taken.add_to(&counters.not_taken);
     }
 
     /// How many chains were returned since the last call.
@@ -73,6 +79,24 @@ impl Deliverer {
     /// Drops a frame that does not fit.
     pub(super) fn drop_unfit(&mut self) {
         self.no_fit.count();
+    }
+
+    /// Whether the guest takes a frame to which that is left to be done; one that it does not take is counted. A stack keeps to
+    /// what its tokens accept, but the guest may have changed its mind since they went down.
+    #[inline]
+    pub(super) fn takes(&mut self, frame: &SgList, offload: Option<&Offload>) -> bool {
+        offload.is_none_or(|offload| self.takes_unfinished(frame.len(), *offload))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn takes_unfinished(&mut self, len: u64, offload: Offload) -> bool {
+        // Also to be told that a checksum is right is an offload.
+        let taken = offload.check(len).is_ok_and(|needed| self.accepts.contains(needed | Offloads::CSUM));
+        if !taken {
+            self.not_taken.count();
+        }
+        taken
     }
 
     /// Whether the driver wants that frame; one that it does not want is counted.
@@ -93,15 +117,20 @@ impl Deliverer {
     /// # Errors
     /// Where the ring is broken, or a buffer cannot even hold a header.
     #[inline]
-    pub(super) fn deliver(&mut self, ring: &mut Ring, frame: &SgList) -> Result<Delivery, QueueError> {
+    pub(super) fn deliver(
+        &mut self,
+        ring: &mut Ring,
+        frame: &SgList,
+        offload: Option<&Offload>,
+    ) -> Result<Delivery, QueueError> {
         let need = HEADER_LEN as u64 + frame.len();
         let chain = &mut self.chains[0];
         let Some(head) = ring.pop(chain)? else { return Ok(Delivery::NoBuffer) };
         let room = chain.writable().len();
         if room < need {
-            return self.spread(ring, frame, need, head);
+            return self.spread(ring, (frame, offload), need, head);
         }
-        write(ring, (chain, head), Some(1), frame, 0).ok_or(IMPOSSIBLE)?;
+        write(ring, (chain, head), Some(receive_header(1, offload)), frame, 0).ok_or(IMPOSSIBLE)?;
         self.returned += 1;
         self.received.count();
         Ok(Delivery::Done)
@@ -112,7 +141,7 @@ impl Deliverer {
     fn spread(
         &mut self,
         ring: &mut Ring,
-        frame: &SgList,
+        (frame, offload): (&SgList, Option<&Offload>),
         need: u64,
         first: Head,
     ) -> Result<Delivery, QueueError> {
@@ -137,7 +166,8 @@ impl Deliverer {
         let count = self.heads.len() as u16;
         let mut done = 0;
         for (at, (chain, &head)) in self.chains.iter_mut().zip(&self.heads).enumerate() {
-            done += write(ring, (chain, head), (at == 0).then_some(count), frame, done).ok_or(IMPOSSIBLE)?;
+            let header = (at == 0).then(|| receive_header(count, offload));
+            done += write(ring, (chain, head), header, frame, done).ok_or(IMPOSSIBLE)?;
         }
         self.returned += u64::from(count);
         self.received.count();
@@ -177,14 +207,14 @@ impl Deliverer {
 fn write(
     ring: &mut Ring,
     (chain, head): (&mut Chain, Head),
-    header: Option<u16>,
+    header: Option<[u8; HEADER_LEN]>,
     frame: &SgList,
     done: u64,
 ) -> Option<u64> {
     let buffer = chain.writable_mut();
     let mut start = 0;
-    if let Some(buffers) = header {
-        buffer.copy_from(0, &receive_header(buffers)).ok()?;
+    if let Some(header) = header {
+        buffer.copy_from(0, &header).ok()?;
         start = HEADER_LEN as u64;
     }
     let part = (buffer.len() - start).min(frame.len() - done);

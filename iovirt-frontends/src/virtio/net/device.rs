@@ -10,12 +10,12 @@ use super::tx::TransmitQueue;
 use crate::virtio::device::CapsListener;
 use crate::virtio::{ConfigListener, QueueFactory, VirtioDevice};
 use iovirt_core::pipeline::{BoxBackend, Stages};
-use iovirt_core::request::net::{MacAddr, NetRequest};
+use iovirt_core::request::net::{MacAddr, NetRequest, Offloads};
 use iovirt_core::state::{SavedState, StageStates, StateError};
 use iovirt_core::worker::LaneWaker;
 use iovirt_core::{Backend, BackendError, Depth};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// VIRTIO 1.2, section 5: network card.
@@ -26,6 +26,7 @@ const DEVICE_ID: u32 = 1;
 pub struct VirtioNet {
     config: NetConfig,
     mac: MacAddr,
+    features: u64,
     queue_sizes: Vec<u16>,
     shared: Arc<NetShared>,
     listener: Arc<CapsListener>,
@@ -39,18 +40,33 @@ pub(super) struct NetShared {
     pub(super) pairs: u16,
     /// Pairs that the driver uses: those from 0.
     pub(super) active_pairs: AtomicU16,
+    /// What the driver lets be left to be done to frames for it, within what was negotiated: the bits of [`Offloads`].
+    guest_offloads: AtomicU8,
     pub(super) counters: Arc<NetCounters>,
     receivers: Mutex<Vec<LaneWaker>>,
 }
 
 impl NetShared {
-    /// One more lane that wants to know which pairs are used.
+    /// One more lane that wants to know which pairs are used, and which offloads.
     pub(super) fn add_receiver(&self, waker: LaneWaker) {
         self.receivers.lock().unwrap_or_else(PoisonError::into_inner).push(waker);
     }
 
     pub(super) fn set_active_pairs(&self, pairs: u16) {
         self.active_pairs.store(pairs, Ordering::SeqCst);
+        self.wake_receivers();
+    }
+
+    pub(super) fn guest_offloads(&self) -> Offloads {
+        Offloads::from_bits_truncate(self.guest_offloads.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn set_guest_offloads(&self, offloads: Offloads) {
+        self.guest_offloads.store(offloads.bits(), Ordering::SeqCst);
+        self.wake_receivers();
+    }
+
+    fn wake_receivers(&self) {
         self.receivers.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(LaneWaker::wake);
     }
 }
@@ -73,11 +89,14 @@ impl VirtioNet {
             mode: SharedMode::new(ReceiveMode::new(mac)),
             pairs: config.pairs,
             active_pairs: AtomicU16::new(1),
+            guest_offloads: AtomicU8::new(Offloads::all().bits()),
             counters: Arc::default(),
             receivers: Mutex::default(),
         });
         let queue_sizes = vec![config.queue_size; usize::from(config.pairs) * 2 + 1];
-        Ok(Self { config, mac, queue_sizes, shared, listener })
+        // The features stay while the stack below may change; a frame that it no longer takes fails.
+        let features = config.features(&caps);
+        Ok(Self { config, mac, features, queue_sizes, shared, listener })
     }
 
     /// What became of frames: to be kept by whoever reads it, before the device goes behind its transport.
@@ -103,7 +122,7 @@ impl VirtioDevice for VirtioNet {
     }
 
     fn features(&self) -> u64 {
-        self.config.features()
+        self.features
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
@@ -157,6 +176,7 @@ impl VirtioDevice for VirtioNet {
 
     fn reset(&self) {
         self.shared.mode.change(|mode| *mode = ReceiveMode::new(self.mac));
+        self.shared.set_guest_offloads(Offloads::all());
         self.shared.set_active_pairs(1);
     }
 
@@ -168,7 +188,8 @@ impl VirtioDevice for VirtioNet {
         self.shared.backend.save(stages)?;
         let mode = ReceiveMode::clone(&self.shared.mode.get());
         let active_pairs = self.shared.active_pairs.load(Ordering::SeqCst);
-        Ok(NetState { mode, active_pairs }.to_envelope())
+        let guest_offloads = self.shared.guest_offloads().bits();
+        Ok(NetState { mode, active_pairs, guest_offloads }.to_envelope())
     }
 
     fn restore(&self, saved: &[u8], stages: &mut StageStates) -> Result<(), StateError> {
@@ -181,7 +202,10 @@ impl VirtioDevice for VirtioNet {
         if !state.mode.is_sound() {
             return Err(mismatch("its receive mode is none that a driver can set".into()));
         }
+        let offloads = Offloads::from_bits(state.guest_offloads);
+        let offloads = offloads.ok_or_else(|| mismatch("it has offloads that are not known".into()))?;
         self.shared.backend.restore(stages)?;
+        self.shared.set_guest_offloads(offloads);
         self.shared.mode.change(|mode| *mode = state.mode);
         self.shared.set_active_pairs(state.active_pairs);
         Ok(())

@@ -7,13 +7,14 @@
 //! | `device.rs` | the device: features and configuration, derived from what the stack below can do |
 //! | `rx.rs`, `deliver.rs` | the receive queue: tokens below, and frames into the guest's buffers |
 //! | `tx.rs` | the transmit queue: chains into requests |
-//! | `ctrl.rs` | the control queue: receive mode, address, pairs in use |
+//! | `ctrl.rs` | the control queue: receive mode, address, pairs in use, offloads |
 //! | `filter.rs` | the receive mode as a filter of frames |
 //! | `counters.rs` | what became of frames |
 //! | `state.rs` | what is saved |
 //!
-//! Supported: MAC, STATUS, MTU, MRG_RXBUF, CTRL_VQ, CTRL_RX, CTRL_MAC_ADDR, MQ. Any other control command is answered with
-//! `VIRTIO_NET_ERR`. No offloads: every frame is as it goes over the wire.
+//! Supported: MAC, STATUS, MTU, MRG_RXBUF, CTRL_VQ, CTRL_RX, CTRL_MAC_ADDR, MQ; CSUM, HOST_TSO4, HOST_TSO6, HOST_ECN,
+//! GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN and CTRL_GUEST_OFFLOADS, each where the stack below has the offload. Any other
+//! control command is answered with `VIRTIO_NET_ERR`.
 //!
 //! # How a frame is received
 //!

@@ -7,8 +7,14 @@ use iovirt_core::request::net::Offload;
 pub(super) const HEADER_LEN: usize = 12;
 
 /// The header of a frame that lies in so many of the guest's buffers.
-pub(super) fn receive_header(buffers: u16) -> [u8; HEADER_LEN] {
+#[inline]
+pub(super) fn receive_header(buffers: u16, offload: Option<&Offload>) -> [u8; HEADER_LEN] {
     let mut header = [0; HEADER_LEN];
+    if let Some(offload) = offload {
+        header[..Offload::LEN].copy_from_slice(&offload.to_bytes());
+        header[Offload::LEN..].copy_from_slice(&buffers.to_le_bytes());
+        return header;
+    }
     // With the two bytes before it, so that the copy reads no more at once than was written at once.
     header[8..].copy_from_slice(&(u32::from(buffers) << 16).to_le_bytes());
     header

@@ -1,12 +1,12 @@
 //! The receive queue: tokens below, and frames that wait for the guest's buffers.
 
-use super::config::F_MRG_RXBUF;
+use super::config::{F_MRG_RXBUF, guest_offloads};
 use super::deliver::{Deliverer, Delivery};
 use super::device::NetShared;
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
 use iovirt_core::dma::{DmaView, SgLimits, SgList};
-use iovirt_core::request::net::{NetOutput, NetRequest};
+use iovirt_core::request::net::{NetOutput, NetRequest, Offload, Offloads};
 use iovirt_core::stage::{Client, Finished};
 use iovirt_core::worker::{Turn, WorkerContext};
 use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Time};
@@ -32,7 +32,7 @@ pub(super) struct ReceiveQueue {
     client: Client<NetRequest, ()>,
     deliverer: Deliverer,
     /// Frames for which the guest has no buffer yet, in order.
-    waiting: VecDeque<SgList>,
+    waiting: VecDeque<(SgList, Option<Offload>)>,
     /// Lists of frames that are gone, to be used again.
     spare: Vec<SgList>,
     /// When tokens go down again.
@@ -41,6 +41,10 @@ pub(super) struct ReceiveQueue {
     patience_ends: Option<Time>,
     /// The driver does not use this pair: no tokens are below, or they are on their way up.
     resting: bool,
+    /// What may be left to be done to frames for the guest, by the features.
+    negotiated: Offloads,
+    /// Tokens that accept what the guest no longer does, or less, are on their way up.
+    recalling: bool,
 }
 
 impl ReceiveQueue {
@@ -63,6 +67,8 @@ impl ReceiveQueue {
             retry_at: None,
             patience_ends: None,
             resting: false,
+            negotiated: Offloads::empty(),
+            recalling: false,
         })
     }
 
@@ -80,10 +86,34 @@ impl ReceiveQueue {
         }
     }
 
+    /// Follows the driver's wish for offloads, within what was negotiated: tokens that say something else come up first.
+    fn follow_offloads(&mut self, cx: &mut WorkerContext<'_>) {
+        let accepts = self.negotiated & self.shared.guest_offloads();
+        if accepts != self.deliverer.accepts {
+            let Self { deliverer, waiting, .. } = self;
+            deliverer.accepts = accepts;
+            waiting.retain(|(frame, offload)| deliverer.takes(frame, offload.as_ref()));
+            if self.client.in_flight() > 0 && !self.resting {
+                self.recalling = true;
+                self.client.queue().drain(cx);
+            }
+        }
+        self.end_recall(cx);
+    }
+
+    fn end_recall(&mut self, cx: &mut WorkerContext<'_>) {
+        if self.recalling && self.client.in_flight() == 0 {
+            self.recalling = false;
+            if !self.resting {
+                self.client.queue().resume(cx);
+            }
+        }
+    }
+
     /// Sends tokens down, so many that there is room for every frame they bring.
     #[inline]
     fn post_tokens(&mut self, cx: &mut WorkerContext<'_>) {
-        if self.resting {
+        if self.resting || self.recalling {
             return;
         }
         if let Some(retry_at) = self.retry_at {
@@ -96,7 +126,8 @@ impl ReceiveQueue {
         let room = self.depth.saturating_sub(self.client.in_flight() + self.waiting.len());
         for _ in 0..room {
             let Some((tag, sg)) = self.client.begin() else { break };
-            self.client.submit(cx, NetRequest::receive(tag, self.pair, sg), ());
+            let token = NetRequest::receive(tag, self.pair, sg).accepting(self.deliverer.accepts);
+            self.client.submit(cx, token, ());
         }
         if room > 0 {
             self.client.kick(cx);
@@ -105,8 +136,8 @@ impl ReceiveQueue {
 
     /// Delivers the frames that wait, as far as the guest has buffers.
     fn deliver_waiting(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<(), QueueError> {
-        while let Some(frame) = self.waiting.front() {
-            match self.deliverer.deliver(ring, frame)? {
+        while let Some((frame, offload)) = self.waiting.front() {
+            match self.deliverer.deliver(ring, frame, offload.as_ref())? {
                 Delivery::Done => {}
                 Delivery::NoBuffer => {
                     self.patience_ends = None;
@@ -122,7 +153,7 @@ impl ReceiveQueue {
                 }
             }
             self.patience_ends = None;
-            if let Some(mut frame) = self.waiting.pop_front() {
+            if let Some((mut frame, _)) = self.waiting.pop_front() {
                 frame.clear();
                 self.spare.push(frame);
             }
@@ -151,13 +182,15 @@ impl ReceiveQueue {
                 }
                 return;
             }
-            if broken.is_some() || !deliverer.wants(request.sg()) {
+            let said = request.said();
+            let offload = said.as_ref();
+            if broken.is_some() || !deliverer.wants(request.sg()) || !deliverer.takes(request.sg(), offload) {
                 return;
             }
             if waiting.is_empty()
                 && let Some(ring) = &mut ring
             {
-                match deliverer.deliver(ring, request.sg()) {
+                match deliverer.deliver(ring, request.sg(), offload) {
                     Ok(Delivery::Done) => return,
                     Ok(Delivery::NoBuffer | Delivery::TooFew) => {}
                     Err(error) => {
@@ -168,7 +201,7 @@ impl ReceiveQueue {
             }
             let mut frame = spare.pop().unwrap_or_else(|| SgList::with_limits(TOKEN_LIMITS));
             if request.sg_mut().swap_segments(&mut frame).is_ok() {
-                waiting.push_back(frame);
+                waiting.push_back((frame, said));
             } else {
                 deliverer.drop_unfit();
             }
@@ -179,13 +212,17 @@ impl ReceiveQueue {
     fn round(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<usize, QueueError> {
         self.deliver_waiting(cx, ring)?;
         self.post_tokens(cx);
-        self.bring_home(cx, Some(ring))
+        let home = self.bring_home(cx, Some(ring))?;
+        self.end_recall(cx);
+        Ok(home)
     }
 }
 
 impl QueueWork for ReceiveQueue {
     fn start(&mut self, features: u64) {
         self.deliverer.mergeable = features & F_MRG_RXBUF != 0;
+        self.negotiated = guest_offloads(features);
+        self.deliverer.accepts = self.negotiated & self.shared.guest_offloads();
         self.waiting.clear();
         self.retry_at = None;
         self.patience_ends = None;
@@ -197,6 +234,7 @@ impl QueueWork for ReceiveQueue {
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
         self.follow_pairs(cx);
+        self.follow_offloads(cx);
         self.deliverer.refresh(&self.shared.mode);
         // New buffers are of interest only where frames wait for them.
         ring.disable_notifications();
@@ -242,6 +280,7 @@ impl QueueWork for ReceiveQueue {
     fn resume(&mut self, cx: &mut WorkerContext<'_>) {
         self.client.queue().resume(cx);
         self.resting = false;
+        self.recalling = false;
         self.retry_at = None;
         cx.run_again();
     }

@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 pub(super) struct NetState {
     pub(super) mode: ReceiveMode,
     pub(super) active_pairs: u16,
+    /// The bits of [`Offloads`](iovirt_core::request::net::Offloads).
+    pub(super) guest_offloads: u8,
 }
 
 impl SavedState for NetState {
     const KIND: &'static str = "virtio-net";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }

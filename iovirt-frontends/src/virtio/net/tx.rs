@@ -1,5 +1,6 @@
 //! The transmit queue: chains into requests.
 
+use super::config::host_offloads;
 use super::counters::Tally;
 use super::device::NetShared;
 use super::packet::take_frame;
@@ -8,7 +9,7 @@ use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
 use iovirt_core::dma::{DmaView, SgLimits, SgList};
-use iovirt_core::request::net::{NetOutput, NetRequest, Offload};
+use iovirt_core::request::net::{NetOutput, NetRequest, Offload, Offloads};
 use iovirt_core::stage::{Client, Finished};
 use iovirt_core::worker::{Turn, WorkerContext};
 use iovirt_core::{Backend, BackendError, Depth, Mode, Queue, Tag};
@@ -25,6 +26,8 @@ pub(super) struct TransmitQueue {
     pair: u16,
     client: Client<NetRequest, Sending>,
     chain: Chain,
+    /// What the guest may leave to be done to frames.
+    negotiated: Offloads,
     /// Frames submitted so far: what the next one's place is.
     submitted: u64,
     sent: Tally,
@@ -53,6 +56,7 @@ impl TransmitQueue {
             pair,
             client: Client::new(cx, queue, depth, LIMITS),
             chain: Chain::new(),
+            negotiated: Offloads::empty(),
             submitted: 0,
             sent: Tally::default(),
             failed: Tally::default(),
@@ -95,16 +99,29 @@ impl TransmitQueue {
         (tag, mut sg): (Tag, Box<SgList>),
     ) {
         let (readable, _) = self.chain.parts_mut();
-        // No offload was on offer, so a frame that asks for one cannot be sent as it is meant.
-        if !take_frame(readable, &mut sg).is_some_and(Offload::is_plain) {
-            self.malformed.count();
-            self.client.abandon(tag, sg);
-            ring.push_used(head, 0);
-            return;
-        }
+        let request = match take_frame(readable, &mut sg) {
+            Some(offload) if offload.is_plain() => NetRequest::transmit(tag, self.pair, sg),
+            Some(offload) if self.may_leave(offload, sg.len()) => {
+                let offload = offload.as_sent(sg.len());
+                NetRequest::transmit(tag, self.pair, sg).with_offload(offload)
+            }
+            _ => {
+                self.malformed.count();
+                self.client.abandon(tag, sg);
+                ring.push_used(head, 0);
+                return;
+            }
+        };
         let place = self.submitted;
         self.submitted += 1;
-        self.client.submit(cx, NetRequest::transmit(tag, self.pair, sg), Sending { head, place });
+        self.client.submit(cx, request, Sending { head, place });
+    }
+
+    /// Whether the guest may leave that to be done to a frame of `len` bytes: all else cannot be sent as it is meant.
+    #[cold]
+    #[inline(never)]
+    fn may_leave(&self, offload: Offload, len: u64) -> bool {
+        offload.check(len).is_ok_and(|needed| self.negotiated.contains(needed))
     }
 
     #[inline]
@@ -157,7 +174,9 @@ impl TransmitQueue {
 }
 
 impl QueueWork for TransmitQueue {
-    fn start(&mut self, _: u64) {}
+    fn start(&mut self, features: u64) {
+        self.negotiated = host_offloads(features);
+    }
 
     fn memory_changed(&mut self, view: &DmaView) {
         self.client.refresh(view);

@@ -17,6 +17,15 @@
 //! as [`NetError::Aborted`], also those that are submitted while it drains. A client that gets a token back as failed while
 //! its queue runs waits before it submits the next.
 //!
+//! # Offloads
+//!
+//! A sender may leave work to be done to a frame, as far as the stack below says that it does it
+//! ([`NetCaps::tx_offloads`]): its checksum, or cutting it into segments. What is left, the frame's [`Offload`] says, and with
+//! it a frame may be longer than the network's longest ([`MAX_GSO_FRAME`]). Each token says what its receiver takes in turn
+//! ([`NetRequest::accepts`]); to a frame in it nothing else is left to be done. Only the tokens tell: a receiver that changes
+//! its mind recalls those that are out. A stage passes both on as they are, and one that cannot judge or keep a frame with
+//! something left to be done takes the offload out of the capabilities.
+//!
 //! # Pairs and order
 //!
 //! A device has pairs of queues, one each way, and each queue has a data plane of its own, maybe on another worker. Each
@@ -27,9 +36,16 @@
 //! in which the frames came. Which token gets which frame is open. So transmits may complete in any order, and a stage that
 //! passes completions up keeps their order.
 
+mod finish;
+mod offload;
+#[cfg(test)]
+mod tests;
+
+pub use finish::{Segments, add_checksum};
+pub use offload::{BadOffload, MAX_GSO_FRAME, MIN_GSO_SIZE, Offload, Offloads};
+
 use super::{Cost, Request, Tag};
 use crate::dma::SgList;
-use bitflags::bitflags;
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
@@ -49,96 +65,20 @@ pub enum NetOp {
     Receive,
 }
 
-/// What a frame's sender left to be done, or its receiver need not do: the fields of `struct virtio_net_hdr` (VIRTIO 1.2,
-/// section 5.1.6), which the host's tap devices have too. The default is a frame as it goes over the wire.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Offload {
-    /// `VIRTIO_NET_HDR_F_*`.
-    pub flags: u8,
-    /// `VIRTIO_NET_HDR_GSO_*`; 0 for a frame that is not to be cut.
-    pub gso_type: u8,
-    /// Length of the headers that every segment repeats, in bytes.
-    pub hdr_len: u16,
-    /// Payload of each segment in bytes.
-    pub gso_size: u16,
-    /// Where the checksum starts, in bytes.
-    pub csum_start: u16,
-    /// Where the checksum is to be put, in bytes from there.
-    pub csum_offset: u16,
-}
-
-impl Offload {
-    /// Length of the fields in a virtio header in bytes.
-    pub const LEN: usize = 10;
-
-    /// The fields as they stand in a virtio header.
-    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
-        let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        Self {
-            flags: bytes[0],
-            gso_type: bytes[1],
-            hdr_len: word(2),
-            gso_size: word(4),
-            csum_start: word(6),
-            csum_offset: word(8),
-        }
-    }
-
-    /// The fields as they stand in a virtio header.
-    pub fn to_bytes(self) -> [u8; Self::LEN] {
-        let mut bytes = [self.flags, self.gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
-        for (at, word) in [self.hdr_len, self.gso_size, self.csum_start, self.csum_offset].iter().enumerate()
-        {
-            bytes[2 + 2 * at..4 + 2 * at].copy_from_slice(&word.to_le_bytes());
-        }
-        bytes
-    }
-
-    /// The note of a frame with nothing left to be done to it.
-    const PLAIN_NOTE: [u64; 2] = [0; 2];
-
-    /// The fields as the note at a list: those of a virtio header, and zeroes.
-    #[inline]
-    fn to_note(self) -> [u64; 2] {
-        let words = [self.hdr_len, self.gso_size, self.csum_start].map(u64::from);
-        let first = u64::from(self.flags) | u64::from(self.gso_type) << 8;
-        [first | words[0] << 16 | words[1] << 32 | words[2] << 48, u64::from(self.csum_offset)]
-    }
-
-    #[inline]
-    fn from_note([first, second]: [u64; 2]) -> Self {
-        Self {
-            flags: first as u8,
-            gso_type: (first >> 8) as u8,
-            hdr_len: (first >> 16) as u16,
-            gso_size: (first >> 32) as u16,
-            csum_start: (first >> 48) as u16,
-            csum_offset: second as u16,
-        }
-    }
-
-    /// Whether there is nothing left to be done to the frame.
-    #[inline]
-    pub const fn is_plain(self) -> bool {
-        /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
-        const NEEDS_CSUM: u8 = 1;
-        self.gso_type == 0 && self.flags & NEEDS_CSUM == 0
-    }
-}
-
 /// One network request: 16 bytes, with its memory behind a pooled handle. See the [module](self).
 ///
 /// Two words, so that it travels in registers: a larger one goes through memory at each call, and is read there in wider
 /// pieces than it was just written in, for which a processor waits. What does not fit, the offload, is a note at the list.
 pub struct NetRequest {
     sg: Box<SgList>,
-    /// From the lowest bit: tag (32), pair (16), operation (1).
+    /// From the lowest bit: tag (32), pair (16), operation (8), accepted offloads (8).
     word: u64,
 }
 
 impl NetRequest {
     const PAIR: u32 = 32;
     const OP: u32 = 48;
+    const ACCEPTS: u32 = 56;
 
     #[inline]
     fn new(tag: Tag, pair: u16, op: NetOp, mut sg: Box<SgList>) -> Self {
@@ -162,6 +102,15 @@ impl NetRequest {
         Self::new(tag, pair, NetOp::Receive, sg)
     }
 
+    /// The token for a receiver that takes frames to which this is left to be done. Without it, every frame comes as it goes
+    /// over the wire.
+    #[must_use]
+    #[inline]
+    pub fn accepting(mut self, offloads: Offloads) -> Self {
+        self.word = self.word & !(0xff << Self::ACCEPTS) | u64::from(offloads.bits()) << Self::ACCEPTS;
+        self
+    }
+
     /// The request with this metadata.
     #[must_use]
     pub fn with_offload(mut self, offload: Offload) -> Self {
@@ -172,7 +121,13 @@ impl NetRequest {
     /// What is asked for.
     #[inline]
     pub fn op(&self) -> NetOp {
-        if self.word >> Self::OP == NetOp::Transmit as u64 { NetOp::Transmit } else { NetOp::Receive }
+        if self.word >> Self::OP & 1 == NetOp::Transmit as u64 { NetOp::Transmit } else { NetOp::Receive }
+    }
+
+    /// What may be left to be done to the frame that a token brings home.
+    #[inline]
+    pub fn accepts(&self) -> Offloads {
+        Offloads::from_bits_truncate((self.word >> Self::ACCEPTS) as u8)
     }
 
     /// The pair of queues it belongs to.
@@ -185,6 +140,19 @@ impl NetRequest {
     #[inline]
     pub fn offload(&self) -> Offload {
         Offload::from_note(self.sg.note())
+    }
+
+    /// Whether nothing is left to be done to the frame, as by [`Offload::is_plain`]: one look at the note.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        let [first, _] = self.sg.note();
+        first & Offload::NOT_PLAIN == 0
+    }
+
+    /// What is said of the frame, where anything is: also that its checksum was looked at.
+    #[inline]
+    pub fn said(&self) -> Option<Offload> {
+        (self.sg.note() != Offload::PLAIN_NOTE).then(|| self.offload())
     }
 
     /// Says what is left to be done to the frame: for a back-end that received it, or a stage that did it.
@@ -226,6 +194,7 @@ impl fmt::Debug for NetRequest {
             .field("tag", &self.tag())
             .field("pair", &self.pair())
             .field("offload", &self.offload())
+            .field("accepts", &self.accepts())
             .field("sg", &self.sg)
             .finish()
     }
@@ -243,7 +212,8 @@ pub enum NetError {
     /// The frame is shorter than an Ethernet header or longer than the network takes.
     #[error("the frame has a length that the network does not take")]
     BadLength,
-    /// The stack cannot do what the request asks for: an offload, a pair that there is not.
+    /// The stack cannot do what the request asks for: an offload, or one that does not describe its frame; a pair that there
+    /// is not.
     #[error("the operation is not supported")]
     Unsupported,
     /// Given up: dropped by a stage, or taken back as the queue came to rest.
@@ -290,6 +260,11 @@ impl Request for NetRequest {
 
     fn aborted() -> NetOutput {
         NetOutput::Failed(NetError::Aborted)
+    }
+
+    /// The cable is out.
+    fn vacant(told: &NetCaps) -> NetCaps {
+        NetCaps { link: Link::Down, ..told.clone() }
     }
 
     #[inline]
@@ -378,12 +353,6 @@ pub enum Link {
     Down,
 }
 
-bitflags! {
-    /// What a stack does to frames on behalf of their sender. None is known yet.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-    pub struct Offloads: u32 {}
-}
-
 /// What a network stack can do. A stage states how it changes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetCaps {
@@ -398,8 +367,11 @@ pub struct NetCaps {
     pub link: Link,
     /// Pairs of queues that the network serves at once: those from 0.
     pub pairs: u16,
-    /// What the stack does to frames.
-    pub offloads: Offloads,
+    /// What may be left to be done to frames that are sent. A frame with anything else to be done fails with
+    /// [`NetError::Unsupported`].
+    pub tx_offloads: Offloads,
+    /// What the stack can leave to be done to frames that are received, where a token [accepts](NetRequest::accepts) it.
+    pub rx_offloads: Offloads,
 }
 
 impl NetCaps {
@@ -414,7 +386,8 @@ impl NetCaps {
             mac: None,
             link: Link::Up,
             pairs,
-            offloads: Offloads::empty(),
+            tx_offloads: Offloads::empty(),
+            rx_offloads: Offloads::empty(),
         }
     }
 
@@ -437,8 +410,14 @@ impl NetCaps {
         if new.pairs < told.pairs {
             return refuse(format!("it has {} pairs of queues, fewer than {}", new.pairs, told.pairs));
         }
-        if !new.offloads.contains(told.offloads) {
-            return refuse(format!("it lacks the offloads {:?}", told.offloads - new.offloads));
+        for (way, told, new) in [
+            ("frames that are sent", told.tx_offloads, new.tx_offloads),
+            ("frames that are received", told.rx_offloads, new.rx_offloads),
+        ] {
+            let lacking: Vec<_> = (told - new).iter_names().map(|(name, _)| name).collect();
+            if !lacking.is_empty() {
+                return refuse(format!("it lacks offloads of {way}: {}", lacking.join(", ")));
+            }
         }
         Ok(())
     }
@@ -450,8 +429,11 @@ impl NetCaps {
     #[inline]
     pub fn check(&self, request: &NetRequest) -> Result<(), NetError> {
         let transmit = request.op() == NetOp::Transmit;
-        if request.pair() >= self.pairs || (transmit && !request.offload().is_plain()) {
+        if request.pair() >= self.pairs {
             return Err(NetError::Unsupported);
+        }
+        if transmit && !request.is_plain() {
+            return self.check_offload(request.offload(), request.sg.len());
         }
         let lengths = u64::from(ETHERNET_HEADER)..=u64::from(self.max_frame);
         if transmit && !lengths.contains(&request.sg.len()) {
@@ -459,83 +441,17 @@ impl NetCaps {
         }
         Ok(())
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dma::{SgLimits, SgPool};
-
-    #[test]
-    fn a_request_is_small() {
-        assert_eq!(size_of::<NetRequest>(), 16);
-        assert_eq!(size_of::<Option<NetRequest>>(), 16);
-        assert!(size_of::<super::super::Completion<NetRequest>>() <= 24);
-    }
-
-    #[test]
-    fn a_request_keeps_what_it_was_made_of() {
-        let mut pool = SgPool::new(1, SgLimits::default());
-        let offload = Offload { gso_type: 4, csum_offset: 16, ..Offload::default() };
-        let request = NetRequest::transmit(Tag::new(u32::MAX), u16::MAX, pool.take()).with_offload(offload);
-        assert_eq!((request.tag(), request.pair()), (Tag::new(u32::MAX), u16::MAX));
-        assert_eq!((request.op(), request.offload()), (NetOp::Transmit, offload));
-        // The list is used again, and its note is not.
-        let mut request = NetRequest::receive(Tag::new(3), 5, request.into_sg());
-        assert_eq!((request.tag(), request.pair(), request.op()), (Tag::new(3), 5, NetOp::Receive));
-        assert!(request.offload().is_plain());
-        request.set_offload(offload);
-        request.renew();
-        assert_eq!((request.offload(), request.kind()), (Offload::default(), 1));
-    }
-
-    #[test]
-    fn metadata_stands_as_in_a_virtio_header() {
-        let bytes = [1, 4, 54, 0, 0xb4, 5, 34, 0, 16, 0];
-        let offload = Offload::from_bytes(bytes);
-        assert_eq!(
-            offload,
-            Offload { flags: 1, gso_type: 4, hdr_len: 54, gso_size: 1460, csum_start: 34, csum_offset: 16 }
-        );
-        assert_eq!(offload.to_bytes(), bytes);
-        assert_eq!(Offload::from_note(offload.to_note()), offload);
-        assert_eq!(Offload::default().to_note(), Offload::PLAIN_NOTE);
-        assert!(!offload.is_plain() && Offload::default().is_plain());
-    }
-
-    #[test]
-    fn only_mac_addresses_are_mac_addresses() {
-        for bad in [
-            "",
-            "52:54:00:12:34",
-            "52:54:00:12:34:56:78",
-            "52:54:00:12:34:5",
-            "5z:54:00:12:34:56",
-            "+1:54:00:12:34:56",
-        ] {
-            assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
+    #[cold]
+    #[inline(never)]
+    fn check_offload(&self, offload: Offload, len: u64) -> Result<(), NetError> {
+        let longest = if offload.is_gso() { MAX_GSO_FRAME } else { self.max_frame };
+        if !(u64::from(ETHERNET_HEADER)..=u64::from(longest)).contains(&len) {
+            return Err(NetError::BadLength);
         }
-    }
-
-    #[test]
-    fn caps_check_each_rule() {
-        let mut pool = SgPool::new(1, SgLimits::default());
-        let caps = NetCaps::new(1500, 2);
-        let mut check = |len: usize, pair, offload| {
-            let mut sg = pool.take();
-            sg.push_host(len).unwrap();
-            caps.check(&NetRequest::transmit(Tag::new(0), pair, sg).with_offload(offload))
-        };
-        let plain = Offload::default();
-        assert_eq!(check(14, 0, plain), Ok(()));
-        assert_eq!(check(1518, 1, plain), Ok(()));
-        assert_eq!(check(13, 0, plain), Err(NetError::BadLength));
-        assert_eq!(check(1519, 0, plain), Err(NetError::BadLength));
-        assert_eq!(check(60, 2, plain), Err(NetError::Unsupported));
-        assert_eq!(check(60, 0, Offload { gso_type: 1, ..plain }), Err(NetError::Unsupported));
-        let mut filled = pool.take();
-        filled.push_host(5).unwrap();
-        let receive = NetRequest::receive(Tag::new(0), 0, filled);
-        assert_eq!((receive.sg().len(), caps.check(&receive)), (0, Ok(())));
+        match offload.check(len) {
+            Ok(needed) if self.tx_offloads.contains(needed) && offload.fits(self.mtu) => Ok(()),
+            _ => Err(NetError::Unsupported),
+        }
     }
 }
