@@ -118,7 +118,7 @@ const BLOCKS: &[Block] = &[
             In("tests/vhost_user/life.rs", "fn drained_resumed_and_exchanged_under_load"),
             In("tests/vhost_user/rings.rs", "hostile::run"),
             In("fuzz/src/vhost_user.rs", "pub fn run"),
-            Open,
+            In("docs/vhost-user.md", "```rust"),
             Open,
             In("xtask/src/bench_peers/servers.rs", "vhost-user"),
             In("iovirt-frontends/src/virtio/transport/vhost_user/device.rs", "pub fn counters"),
