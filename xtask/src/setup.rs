@@ -95,6 +95,9 @@ pub(crate) use debian::unpacked;
 /// The package that a package which only points to another depends on.
 pub(crate) use debian::points_to;
 
+/// Whether we may do what only root may.
+pub(crate) use debian::is_root;
+
 fn missing(tools: &[Tool]) -> Vec<Tool> {
     tools.iter().filter(|tool| cmd::find(tool.program).is_none()).copied().collect()
 }

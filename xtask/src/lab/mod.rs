@@ -6,7 +6,7 @@
 //! fast they are.
 //!
 //! `kernel`, `parts` and `filesystem` make what the machines need, `machine` starts QEMU, `cases` says what to run,
-//! `session`, `shell` and `reference` run it.
+//! `session`, `shell` and `reference` run it. `vhost_user` is apart: its guests are QEMU's, on this machine.
 
 mod cases;
 mod cpio;
@@ -17,6 +17,7 @@ mod parts;
 mod reference;
 mod session;
 mod shell;
+mod vhost_user;
 mod work;
 
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ use clap::Args;
 use crate::error::{Error, Result};
 use crate::lab::cases::{ALL, Boots, Case, Run};
 use crate::lab::kernel::Series;
+use crate::lab::vhost_user::Tally;
 use crate::setup::{self, Tool};
 
 /// What the lab needs.
@@ -75,6 +77,10 @@ pub(crate) struct Options {
     /// Use this program as our VMM instead of building `examples/microvm`.
     #[arg(long, value_name = "FILE")]
     vmm: Option<PathBuf>,
+
+    /// Use this program as our vhost-user daemon instead of building `examples/vhost-user`.
+    #[arg(long, value_name = "FILE")]
+    daemon: Option<PathBuf>,
 
     /// Put this file (or program, with its libraries) into /lab/files.
     #[arg(long, value_name = "FILE")]
@@ -134,16 +140,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         setup::ensure(&TOOLS)?;
         return shell::run(options);
     }
-    let passed = run_cases(&runs(&named(&options.cases)?, options.kernels()), options)?;
+    let passed = run_named(&named(&options.cases)?, options)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn list() {
     for case in ALL {
-        println!("{:<12} {}", case.name, case.about);
+        println!("{:<18} {}", case.name, case.about);
+    }
+    for case in vhost_user::ALL {
+        println!("{:<18} {}", case.name, case.about);
     }
     println!(
-        "Each on kernels {}, or on one of them by --kernel.",
+        "Each on kernels {}, or on one of them by --kernel; vhost-user-… on one or on both where none is named.",
         Series::ALL.map(Series::name).join(" and ")
     );
 }
@@ -160,17 +169,36 @@ fn runs(cases: &[&'static Case], kernels: &[Series]) -> Vec<Run> {
 }
 
 /// Sets up what is needed and runs the cases; tells whether all passed.
-fn run_cases(runs: &[Run], options: &Options) -> Result<bool> {
+fn run_named(named: &Named, options: &Options) -> Result<bool> {
     setup::ensure(&TOOLS)?;
+    let mut tally = Tally::default();
+    if options.reference {
+        named
+            .vhost_user
+            .iter()
+            .for_each(|case| println!("reference {:<16} has none: it is about our daemon", case.name));
+    } else {
+        tally = vhost_user::run(&named.vhost_user, options)?;
+    }
+    run_cases(&runs(&named.lab, options.kernels()), options, &mut tally)?;
+    if !vhost_user::is_inside() {
+        println!("cases: {} passed, {} failed", tally.passed, tally.failed);
+    }
+    Ok(tally.failed == 0)
+}
+
+/// Runs cases of the lab machine.
+fn run_cases(runs: &[Run], options: &Options, tally: &mut Tally) -> Result<()> {
     let verdicts =
         if options.reference { reference::run(runs, options)? } else { session::run(runs, options)? };
-    let mut failed = 0;
     for verdict in &verdicts {
         let mut show = options.verbose;
         if let Err(error) = &verdict.outcome {
-            failed += 1;
+            tally.failed += 1;
             show = true;
             println!("\ncase {}: {error}", verdict.run);
+        } else {
+            tally.passed += 1;
         }
         if show {
             println!("--- what the guest of {} printed", verdict.run);
@@ -178,14 +206,13 @@ fn run_cases(runs: &[Run], options: &Options) -> Result<bool> {
             println!("--- end of {}", verdict.run);
         }
     }
-    println!("cases: {} passed, {failed} failed", verdicts.len() - failed);
-    Ok(failed == 0)
+    Ok(())
 }
 
 /// Runs every case but those that are to be named; tells whether all passed.
 pub(crate) fn run_all() -> Result<bool> {
     let options = Options { jobs: JOBS, ..Options::default() };
-    run_cases(&runs(&usual(), options.kernels()), &options)
+    run_named(&named(&[])?, &options)
 }
 
 /// How a case went.
@@ -203,17 +230,28 @@ fn usual() -> Vec<&'static Case> {
     ALL.into_iter().filter(|case| !case.only_by_name).collect()
 }
 
-fn named(names: &[String]) -> Result<Vec<&'static Case>> {
+/// Cases of both kinds.
+#[derive(Debug, Default)]
+struct Named {
+    lab: Vec<&'static Case>,
+    vhost_user: Vec<&'static vhost_user::Case>,
+}
+
+fn named(names: &[String]) -> Result<Named> {
     if names.is_empty() {
-        return Ok(usual());
+        return Ok(Named { lab: usual(), vhost_user: vhost_user::ALL.to_vec() });
     }
-    names
-        .iter()
-        .map(|name| {
-            ALL.into_iter().find(|case| case.name == name).ok_or_else(|| {
-                let known: Vec<&str> = ALL.iter().map(|case| case.name).collect();
-                Error::new(format!("no case {name}; there are {}", known.join(", ")))
-            })
-        })
-        .collect()
+    let mut named = Named::default();
+    for name in names {
+        if let Some(case) = ALL.into_iter().find(|case| case.name == name) {
+            named.lab.push(case);
+        } else if let Some(case) = vhost_user::find(name) {
+            named.vhost_user.push(case);
+        } else {
+            let known = ALL.iter().map(|case| case.name).chain(vhost_user::ALL.iter().map(|case| case.name));
+            let known: Vec<&str> = known.collect();
+            return Err(Error::new(format!("no case {name}; there are {}", known.join(", "))));
+        }
+    }
+    Ok(named)
 }

@@ -29,6 +29,8 @@ pub(crate) struct Parts {
     /// Those of guests.
     pub guests: Vec<(Series, Kernel)>,
     busybox: Vec<u8>,
+    /// The program itself, which needs no libraries.
+    pub busybox_file: PathBuf,
     exit: Vec<u8>,
 }
 
@@ -52,7 +54,7 @@ impl Parts {
             .arg(&exit)
             .arg(cmd::root().join("xtask/lab/exit.c"))
             .quiet()?;
-        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, exit: read(&exit)? })
+        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, busybox_file: busybox, exit: read(&exit)? })
     }
 
     /// The initial RAM disk of the host.
