@@ -71,9 +71,11 @@ pub fn send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
             (*header).cmsg_level = libc::SOL_SOCKET;
             (*header).cmsg_type = libc::SCM_RIGHTS;
             (*header).cmsg_len = libc::CMSG_LEN(len) as usize;
-            let data = libc::CMSG_DATA(header).cast::<RawFd>();
-            for (index, fd) in fds.iter().enumerate() {
-                data.add(index).write_unaligned(fd.as_raw_fd());
+            let mut data = libc::CMSG_DATA(header);
+            for fd in fds {
+                let fd = fd.as_raw_fd().to_ne_bytes();
+                data.copy_from_nonoverlapping(fd.as_ptr(), fd.len());
+                data = data.add(fd.len());
             }
         }
     }
@@ -99,8 +101,9 @@ unsafe fn take_fds(message: &libc::msghdr, fds: &mut Vec<OwnedFd>) {
         while !header.is_null() {
             if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
                 let count = ((*header).cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
-                let data = libc::CMSG_DATA(header).cast::<RawFd>();
-                fds.extend((0..count).map(|index| OwnedFd::from_raw_fd(data.add(index).read_unaligned())));
+                let data = libc::CMSG_DATA(header).cast::<[u8; size_of::<RawFd>()]>();
+                let fd = |index| RawFd::from_ne_bytes(data.add(index).read());
+                fds.extend((0..count).map(|index| OwnedFd::from_raw_fd(fd(index))));
             }
             header = libc::CMSG_NXTHDR(message, header);
         }

@@ -184,7 +184,9 @@ mod tests {
         let memory = memory();
         let mut queue = open(&memory);
         assert!(queue.recover(0).is_empty());
-        [5, 2, 7].map(|index| queue.taken(head(index)));
+        for index in [5, 2, 7] {
+            queue.taken(head(index));
+        }
         queue.returned(head(2));
         queue.published(1);
         queue.taken(head(1));

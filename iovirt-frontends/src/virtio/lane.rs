@@ -27,6 +27,7 @@ pub(crate) enum Command {
     /// The way back from rest.
     Resume(Completer),
     /// Guest memory has a new map: the old one is not used for anything new after this.
+    #[cfg_attr(not(feature = "vhost-user"), allow(dead_code, reason = "only that transport uses it"))]
     Follow(Completer),
 }
 

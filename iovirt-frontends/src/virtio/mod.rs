@@ -12,6 +12,7 @@
 mod again;
 pub mod blk;
 mod device;
+#[cfg_attr(not(feature = "vhost-user"), allow(dead_code, reason = "only that transport uses it"))]
 mod inflight;
 mod lane;
 pub mod net;

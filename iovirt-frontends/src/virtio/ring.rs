@@ -129,7 +129,9 @@ impl Ring {
             }
         }
         if let Some(inflight) = &mut self.inflight {
-            heads.iter().for_each(|head| inflight.put_back(*head));
+            for head in heads {
+                inflight.put_back(*head);
+            }
         }
         self.queue.undo_pop(heads.len() as u16);
     }
