@@ -126,7 +126,11 @@ impl Deliverer {
     ///
     /// # Errors
     /// Where the ring is broken, or a buffer cannot even hold a header.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "with two callers it is not, and costs a plain frame 40 instructions"
+    )]
+    #[inline(always)]
     pub(super) fn deliver(
         &mut self,
         ring: &mut Ring,
