@@ -32,7 +32,7 @@ pub(super) struct ReceiveQueue {
     client: Client<NetRequest, ()>,
     deliverer: Deliverer,
     /// Frames for which the guest has no buffer yet, in order.
-    waiting: VecDeque<(SgList, Option<Offload>)>,
+    waiting: VecDeque<(SgList, Offload)>,
     /// Lists of frames that are gone, to be used again.
     spare: Vec<SgList>,
     /// When tokens go down again.
@@ -95,7 +95,7 @@ impl ReceiveQueue {
         if accepts != self.deliverer.accepts {
             let Self { deliverer, waiting, .. } = self;
             deliverer.accepts = accepts;
-            waiting.retain(|(frame, offload)| deliverer.takes(frame, offload.as_ref()));
+            waiting.retain(|(frame, offload)| offload.is_bare() || deliverer.takes(frame.len(), *offload));
             if self.client.in_flight() > 0 && !self.resting {
                 self.recalling = true;
                 self.client.queue().drain(cx);
@@ -140,7 +140,7 @@ impl ReceiveQueue {
     /// Delivers the frames that wait, as far as the guest has buffers.
     fn deliver_waiting(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<(), QueueError> {
         while let Some((frame, offload)) = self.waiting.front() {
-            match self.deliverer.deliver(ring, frame, offload.as_ref())? {
+            match self.deliverer.deliver_unfinished(ring, frame, *offload)? {
                 Delivery::Done => {}
                 Delivery::NoBuffer => {
                     self.patience_ends = None;
@@ -185,15 +185,22 @@ impl ReceiveQueue {
                 }
                 return;
             }
-            let said = request.said();
-            let offload = said.as_ref();
-            if broken.is_some() || !deliverer.wants(request.sg()) || !deliverer.takes(request.sg(), offload) {
+            if broken.is_some() || !deliverer.wants(request.sg()) {
+                return;
+            }
+            let is_bare = request.is_bare();
+            if !is_bare && !deliverer.takes(request.sg().len(), request.offload()) {
                 return;
             }
             if waiting.is_empty()
                 && let Some(ring) = &mut ring
             {
-                match deliverer.deliver(ring, request.sg(), offload) {
+                let delivery = if is_bare {
+                    deliverer.deliver(ring, request.sg(), None)
+                } else {
+                    deliverer.deliver_unfinished(ring, request.sg(), request.offload())
+                };
+                match delivery {
                     Ok(Delivery::Done) => return,
                     Ok(Delivery::NoBuffer | Delivery::TooFew) => {}
                     Err(error) => {
@@ -202,9 +209,10 @@ impl ReceiveQueue {
                     }
                 }
             }
+            let offload = request.offload();
             let mut frame = spare.pop().unwrap_or_else(|| SgList::with_limits(TOKEN_LIMITS));
             if request.sg_mut().swap_segments(&mut frame).is_ok() {
-                waiting.push_back((frame, said));
+                waiting.push_back((frame, offload));
             } else {
                 deliverer.drop_unfit();
             }
