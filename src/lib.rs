@@ -79,4 +79,8 @@ mod texts {
 
     #[doc = include_str!("../docs/virtio-pci.md")]
     struct VirtioPci;
+
+    #[cfg(feature = "vhost-user")]
+    #[doc = include_str!("../docs/vhost-user.md")]
+    struct VhostUser;
 }

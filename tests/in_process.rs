@@ -127,6 +127,48 @@ fn batches_of_32_need_few_doorbells_and_interrupts() {
     assert_eq!(ops, requests);
 }
 
+/// The driver does not ask again by itself: where the disk has another size than it was told, it hears so.
+#[test]
+fn a_disk_that_was_resized_between_save_and_restore_is_announced() {
+    let of_size = |size| {
+        BoxBackend::new(MemoryBackend::new(&MemoryConfig { size, ..MemoryConfig::default() }).unwrap())
+    };
+    let mut rig = Rig::new(BlkConfig::default(), of_size(SIZE));
+    let mut driver = rig.driver(ALL, 4096);
+    // The interrupt's cause, and the generation of the configuration space.
+    let told = |rig: &Rig| {
+        [0x060, 0x0fc].map(|offset| {
+            let mut value = [0; 4];
+            rig.device.read(0, offset, &mut value);
+            u32::from_le_bytes(value)
+        })
+    };
+    for (size, news) in [(SIZE, false), (2 * SIZE, true), (2 * SIZE, false), (SIZE / 2, true)] {
+        let ticket = rig.device.drain();
+        while !ticket.is_done() {
+            rig.worker.borrow_mut().run().unwrap();
+        }
+        let [_, before] = told(&rig);
+        let next = Rig::new(BlkConfig::default(), of_size(size));
+        next.device.restore(&rig.device.save().unwrap()).unwrap();
+        rig = next;
+        let [cause, generation] = told(&rig);
+        assert_eq!((cause & 2 != 0, generation != before), (news, news), "{size}");
+        assert!(!news || rig.interrupts.raised() > 0, "{size}");
+        driver.transport().replace_frontend(rig.device.clone(), rig.pump());
+        assert_eq!(driver.capacity(), size / 512);
+        rig.device.resume();
+        assert_eq!(driver.run(BlkOp::In, 0, &mut [0; 512]), Ok(BlkStatus::Ok));
+        // Acknowledged, as a driver does.
+        let _ = rig.device.write(0, 0x064, &3_u32.to_le_bytes());
+    }
+    // Nobody is there to be told.
+    let unused = Rig::new(BlkConfig::default(), of_size(SIZE)).device.save().unwrap();
+    let next = Rig::new(BlkConfig::default(), of_size(2 * SIZE));
+    next.device.restore(&unused).unwrap();
+    assert_eq!((told(&next)[0], next.interrupts.raised()), (0, 0));
+}
+
 #[test]
 fn saved_in_one_device_and_restored_in_another() {
     let stack = memory();

@@ -265,6 +265,43 @@ fn the_guest_hears_that_the_link_is_another() {
     assert!(link(&card).0 == 1 && link(&card).1 != after.1);
 }
 
+/// The cable is out, and in again at another network.
+#[test]
+fn a_card_whose_network_is_taken_away_has_no_link_until_one_is_put_back() {
+    let mut card = Card::new(1, 0);
+    card.works();
+    let link = |card: &Card| {
+        let mut status = [0; 2];
+        card.driver.device.read(0, 0x106, &mut status);
+        u16::from_le_bytes(status)
+    };
+    for round in 0..3 {
+        assert_eq!(link(&card), 1);
+        let ticket = card.control.remove().unwrap();
+        assert_eq!(card.finish(&ticket), Outcome::Done);
+        assert_eq!((card.control.is_vacant(), link(&card)), (true, 0));
+        // What is sent is given back and goes nowhere; receive tokens wait, and are still there for the next network.
+        let (sent, came) = (card.sent, card.came.len());
+        card.offer(2);
+        for _ in 0..8 {
+            card.send();
+            card.turn();
+        }
+        for _ in 0..4 {
+            card.turn();
+        }
+        assert!(card.driver.used(TX).len() >= 8);
+        let counters = card.counters.snapshot();
+        assert_eq!((counters.send_failed, counters.receive_failed), (8 * (round + 1), 0));
+        assert_eq!((card.sent - sent, card.came.len() - came), (8, 0));
+        let (newcomer, why) = (loopback(9000), "its MTU is 9000 bytes, not 1500");
+        assert!(card.control.insert(newcomer).unwrap_err().to_string().ends_with(why));
+        let ticket = card.control.insert(loopback(1500)).unwrap();
+        assert_eq!(card.finish(&ticket), Outcome::Done);
+        card.works();
+    }
+}
+
 #[test]
 fn queues_that_no_driver_uses_do_not_hold_an_exchange_up() {
     // The driver knows of one pair: the second receive queue is its control queue, the third no queue at all.

@@ -266,6 +266,26 @@ fn a_device_goes_on_elsewhere() {
         assert_eq!(u16::from_le_bytes(used), 2, "the request that waited on the ring is served");
         assert!(other.plugged.raised() >= 1);
     }
+    // Another size than the driver was told is announced.
+    let space = memory();
+    let rig = Rig::new(described("virtio-blk -> memory,size=4M"), &space);
+    let mut driver = RawDriver::new(rig.target(Interrupts::Messages), 4);
+    driver.start(feature::ALL, &QueueSetup::good(&driver.layout(), 16)).unwrap();
+    let drain = rig.plugged.function.drain();
+    assert_eq!(rig.ended(&drain), Some(Outcome::Done));
+    let saved = rig.plugged.function.save().unwrap();
+    let generation = |line: &str| {
+        let next = Rig::new(described(line), &space);
+        next.plugged.function.restore(&saved).unwrap();
+        next.plugged.bus.refresh();
+        let mut value = [0; 1];
+        let window = next.plugged.function.decoded()[0].unwrap();
+        next.plugged.bus.read(RegionKind::Mmio, window + 0x15, &mut value);
+        (value[0], next.plugged.raised())
+    };
+    let (same, other) =
+        (generation("virtio-blk -> memory,size=4M"), generation("virtio-blk -> memory,size=8M"));
+    assert_eq!((other.0, same.1, other.1), (same.0.wrapping_add(1), 0, 1));
     // A device with more queues has more vectors.
     let small = Rig::new(described("virtio-blk -> null"), &memory());
     let large = Rig::new(described("virtio-blk,queues=2 -> null"), &memory());

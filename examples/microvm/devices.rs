@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use iovirt::backends::block::file::FileControl;
-use iovirt::backends::interposers::stats::{StatsControl, StatsSnapshot};
 use iovirt::core::dma::DmaSpace;
 use iovirt::core::frontend::{Access, Frontend, Outcome};
 use iovirt::core::irq::{EventFdInterrupt, Interrupt};
+use iovirt::core::pipeline::{Stages, SwapControl};
+use iovirt::core::request::block::BlockRequest;
+use iovirt::core::request::net::NetRequest;
 use iovirt::core::{WorkerConfig, WorkerHandle, WorkerThread};
 use iovirt::describe::{Chain, DescribeError, Description};
 use iovirt::frontends::virtio::transport::TransportError;
@@ -19,6 +20,8 @@ use iovirt::registry::Registry;
 use serde::Serialize;
 
 use crate::bus::BusDevice;
+use crate::common::pipeline::{Piped, put_below};
+use crate::common::report::{self, QueueReport, StageReport};
 use crate::error::MachineError;
 use crate::guest::GuestDevice;
 use crate::machine::Machine;
@@ -105,22 +108,6 @@ pub(crate) struct DeviceReport {
     /// What the built-in guest made of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) guest: Option<GuestDevice>,
-}
-
-/// What one queue did.
-#[derive(Debug, Serialize)]
-pub(crate) struct QueueReport {
-    pub(crate) requests: u64,
-    pub(crate) doorbells: u64,
-    pub(crate) interrupts: u64,
-}
-
-/// What a stage of a pipeline measured.
-#[derive(Debug, Serialize)]
-pub(crate) struct StageReport {
-    pub(crate) name: String,
-    #[serde(flatten)]
-    pub(crate) stats: StatsSnapshot,
 }
 
 impl Device {
@@ -230,27 +217,17 @@ impl Device {
         self.place
     }
 
-    /// What the device is made of now.
-    pub(crate) fn description(&self) -> Description {
-        self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Below the topmost stage of that name there is another stack now.
-    pub(crate) fn now_below(&self, stage: &str, chain: Chain) {
-        let mut description = self.description.lock().unwrap_or_else(PoisonError::into_inner);
-        put_below(&mut description.below, stage, chain);
+    /// Whether a stack was taken away and none is in its place.
+    pub(crate) fn has_vacancy(&self) -> bool {
+        let stages = self.frontend().stages();
+        let mut disks = stages.controls::<SwapControl<BlockRequest>>();
+        let mut networks = stages.controls::<SwapControl<NetRequest>>();
+        disks.any(|(_, control)| control.is_vacant()) || networks.any(|(_, control)| control.is_vacant())
     }
 
     /// Whether what is written can be read again: everything but a null disk does.
     pub(crate) fn keeps_data(&self) -> bool {
         self.description().below.backend.stage.name() != "null"
-    }
-
-    /// Changes the size of the disk at the end of the pipeline, in bytes.
-    pub(crate) fn resize(&self, bytes: u64) -> Result<(), String> {
-        let stages = self.frontend().stages();
-        let file = stages.control::<FileControl>("file").ok_or("no stage of its pipeline can be resized")?;
-        file.resize(bytes).map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Finishes what is in flight and makes it durable.
@@ -262,20 +239,10 @@ impl Device {
 
     /// What the device did so far.
     pub(crate) fn report(&self) -> DeviceReport {
-        let queue = |counters: QueueCounters| QueueReport {
-            requests: counters.chains,
-            doorbells: counters.doorbells,
-            interrupts: counters.interrupts,
-        };
-        let stages = self.frontend().stages();
-        let stage = |(name, control): (&str, Arc<StatsControl>)| StageReport {
-            name: name.to_owned(),
-            stats: control.snapshot(),
-        };
         DeviceReport {
             pipeline: self.description().to_string(),
-            queues: self.registers.counters().into_iter().map(queue).collect(),
-            stages: stages.controls::<StatsControl>().map(stage).collect(),
+            queues: self.registers.counters().into_iter().map(QueueReport::from).collect(),
+            stages: report::stages(&self.stages()),
             description: Some(self.description()),
             window: self.window.clone(),
             guest: None,
@@ -283,16 +250,19 @@ impl Device {
     }
 }
 
-/// Puts a chain in the place of what is below the first stage of that name; gives it back where there is none.
-fn put_below(chain: &mut Chain, stage: &str, newcomer: Chain) -> Option<Chain> {
-    let Some(at) = chain.stages.iter().position(|spec| spec.name() == stage) else {
-        let mut branches = chain.backend.branches.iter_mut();
-        return branches.try_fold(newcomer, |newcomer, branch| put_below(branch, stage, newcomer));
-    };
-    chain.stages.truncate(at + 1);
-    chain.stages.extend(newcomer.stages);
-    chain.backend = newcomer.backend;
-    None
+impl Piped for Device {
+    fn description(&self) -> Description {
+        self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn stages(&self) -> Stages {
+        self.frontend().stages()
+    }
+
+    fn now_below(&self, stage: &str, chain: Chain) {
+        let mut description = self.description.lock().unwrap_or_else(PoisonError::into_inner);
+        put_below(&mut description.below, stage, chain);
+    }
 }
 
 impl DeviceReport {
@@ -311,9 +281,7 @@ impl DeviceReport {
 
     /// Sums over all queues: requests, doorbells, interrupts.
     pub(crate) fn totals(&self) -> [u64; 3] {
-        self.queues.iter().fold([0; 3], |[requests, doorbells, interrupts], queue| {
-            [requests + queue.requests, doorbells + queue.doorbells, interrupts + queue.interrupts]
-        })
+        report::totals(&self.queues)
     }
 }
 

@@ -10,7 +10,6 @@
 //! ```
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::thread;
@@ -22,6 +21,7 @@ use kvm_ioctls::Kvm;
 use crate::acpi::Hardware;
 use crate::boot::{self, BootSource};
 use crate::bus::Bus;
+use crate::common::signals::EndingSignals;
 use crate::control::{Control, Stop};
 use crate::devices::Device;
 use crate::entry::Entry;
@@ -38,8 +38,6 @@ use crate::terminal::RawTerminal;
 use crate::vcpu::{self, RunningVcpu, Vcpu};
 use crate::vm::{self, Vm};
 
-/// Signals that end the machine in good order.
-const ENDING_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 /// How long a vCPU gets to notice a kick before the next one.
 const KICK_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -148,7 +146,7 @@ impl Machine {
         let control = Arc::clone(&self.control);
         let outcome = self.execute(&start, |signals| {
             running();
-            signals.wait_for_end(&control, None);
+            wait_for_end(signals, &control, None);
         });
         control.stop(Stop::Quit);
         // It waits for the control's event, so it has ended or is about to.
@@ -161,7 +159,7 @@ impl Machine {
     /// Runs what is in memory, from `entry` until it ends, which must be within `limit`. It has no console.
     pub(crate) fn run_code(self, entry: Entry, limit: Duration) -> Result<Outcome, MachineError> {
         let control = Arc::clone(&self.control);
-        self.execute(&Start::At(entry), |signals| signals.wait_for_end(&control, Some(limit)))
+        self.execute(&Start::At(entry), |signals| wait_for_end(signals, &control, Some(limit)))
     }
 
     /// Runs what is in memory, from `start` until `wait` returns, which it does when the machine is to stop.
@@ -248,55 +246,18 @@ fn join(vcpu: RunningVcpu) -> VcpuReport {
     }
 }
 
-/// The signals that ask this process to end, as something to wait for.
-struct EndingSignals(OwnedFd);
-
-impl EndingSignals {
-    fn block() -> io::Result<Self> {
-        let signals = vmm_sys_util::signal::create_sigset(&ENDING_SIGNALS)
-            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        // SAFETY: the set is initialised, and the old one is not asked for.
-        let error =
-            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) };
-        if error != 0 {
-            return Err(io::Error::from_raw_os_error(error));
+/// Returns when the machine is to stop; a signal makes it stop, and so does the end of the time, where it is limited.
+fn wait_for_end(signals: &EndingSignals, control: &Control, limit: Option<Duration>) {
+    let started = Instant::now();
+    while !control.stopping() {
+        let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
+        if left.is_some_and(|left| left.is_zero()) {
+            control.stop(Stop::Failed("the guest took too long, and was stopped".to_owned()));
+            return;
         }
-        // SAFETY: the set is initialised; -1 asks for a new descriptor.
-        let fd = unsafe { libc::signalfd(-1, &raw const signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
+        if let Some(signal) = signals.wait(control, left) {
+            control.stop(Stop::Signal(signal));
         }
-        // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    /// Returns when the machine is to stop; a signal makes it stop, and so does the end of the time, where it is limited.
-    fn wait_for_end(&self, control: &Control, limit: Option<Duration>) {
-        let started = Instant::now();
-        while !control.stopping() {
-            let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
-            if left.is_some_and(|left| left.is_zero()) {
-                control.stop(Stop::Failed("the guest took too long, and was stopped".to_owned()));
-                return;
-            }
-            let timeout = left.map_or(-1, |left| left.as_millis().clamp(1, 1 << 30) as libc::c_int);
-            let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            let mut fds = [watch(self.0.as_raw_fd()), watch(control.as_raw_fd())];
-            // SAFETY: the pointer and the count describe an array that lives until poll returns.
-            unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
-            if let Some(signal) = self.take() {
-                control.stop(Stop::Signal(signal));
-            }
-        }
-    }
-
-    fn take(&self) -> Option<i32> {
-        let mut info = std::mem::MaybeUninit::<libc::signalfd_siginfo>::zeroed();
-        let size = size_of::<libc::signalfd_siginfo>();
-        // SAFETY: the buffer is as long as the size says.
-        let got = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) };
-        // SAFETY: a signalfd gives whole records only, and all zeroes would be a valid one besides.
-        (got == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
     }
 }
 

@@ -14,6 +14,8 @@
 mod acpi;
 mod boot;
 mod bus;
+#[path = "../common/mod.rs"]
+mod common;
 mod control;
 mod control_socket;
 mod cpuid;
@@ -52,8 +54,9 @@ use iovirt::describe::{Description, parse_size};
 use iovirt::registry::Registry;
 
 use crate::boot::BootSource;
+use crate::common::control_socket::{self as socket, ControlSocket};
 use crate::control::Stop;
-use crate::control_socket::{ControlSocket, Operator};
+use crate::control_socket::Operator;
 use crate::devices::{AttachDeviceError, Device, Place};
 use crate::error::MachineError;
 use crate::machine::{Begin, Machine};
@@ -119,14 +122,14 @@ struct Options {
 }
 
 /// Prints a machine's reply; the exit code says whether it did what it was told.
-fn tell(socket: &Path, request: &str) -> ExitCode {
-    match control_socket::tell(socket, request) {
+fn tell(path: &Path, request: &str) -> ExitCode {
+    match socket::tell(path, request) {
         Ok(reply) => {
             println!("{reply}");
             if reply.starts_with("{\"ok\"") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            eprintln!("microvm: cannot talk to {}: {error}", socket.display());
+            eprintln!("microvm: cannot talk to {}: {error}", path.display());
             ExitCode::FAILURE
         }
     }
@@ -178,7 +181,8 @@ fn main() -> ExitCode {
         Ok(report) => {
             // Standard output is the console of a guest that has one.
             let text = if options.json { report.json() } else { report.text() };
-            if options.kernel.is_some() && report.exits.is_some() {
+            let with_console = options.kernel.is_some() || options.restore.is_some();
+            if with_console && report.exits.is_some() {
                 eprintln!("\n{text}")
             } else {
                 println!("{text}");

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::devices::{DeviceReport, StageReport};
+use crate::common::report::{StageReport, per, size, time};
+use crate::devices::DeviceReport;
 use crate::exits::ExitReport;
 use crate::guest::{GuestDevice, Phase, PhaseReport};
-use crate::report::{per, size, time};
 
 /// Columns of the names on the left.
 const LEFT: usize = 14;

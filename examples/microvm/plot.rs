@@ -227,7 +227,8 @@ fn text(svg: &mut String, [x, y]: [f64; 2], anchor: &str, content: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::{DeviceReport, QueueReport};
+    use crate::common::report::QueueReport;
+    use crate::devices::DeviceReport;
 
     #[test]
     fn a_picture_escapes_its_texts_and_survives_an_empty_run() {

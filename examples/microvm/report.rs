@@ -1,11 +1,11 @@
 //! What a run was like, for people and for programs.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::devices::{DeviceReport, StageReport};
+use crate::common::report::{device_text, per};
+use crate::devices::DeviceReport;
 use crate::exits::ExitReport;
 use crate::picture;
 
@@ -38,7 +38,7 @@ impl Report {
         for device in &self.devices {
             text.push_str(&match &device.guest {
                 Some(guest) => picture::of(device, guest, self.exits.as_ref()),
-                None => device_text(device),
+                None => device_text(&device.pipeline, &device.queues, &device.stages),
             });
         }
         if let Some(exits) = &self.exits {
@@ -52,49 +52,6 @@ impl Report {
         }
         text
     }
-}
-
-fn device_text(device: &DeviceReport) -> String {
-    let [requests, doorbells, interrupts] = device.totals();
-    let mut text = format!("\n{}\n", device.pipeline);
-    let _ = writeln!(
-        text,
-        "  {requests} requests on {} queue(s): {} doorbells and {} interrupts per request",
-        device.queues.len(),
-        per(doorbells, requests),
-        per(interrupts, requests),
-    );
-    if device.queues.len() > 1 {
-        let requests: Vec<String> = device.queues.iter().map(|queue| queue.requests.to_string()).collect();
-        let _ = writeln!(text, "  requests by queue: {}", requests.join(", "));
-    }
-    for stage in &device.stages {
-        text.push_str(&stage_text(stage));
-    }
-    text
-}
-
-fn stage_text(stage: &StageReport) -> String {
-    let mut text = format!(
-        "  {:<14}{:>10}{:>12}{:>8}{:>10}{:>10}{:>10}{:>10}\n",
-        stage.name, "requests", "bytes", "failed", "p50", "p90", "p99", "max"
-    );
-    for kind in stage.stats.kinds.iter().filter(|kind| kind.ops > 0) {
-        let at = |percent| kind.latency.percentile(percent).map_or_else(|| "-".to_owned(), time);
-        let _ = writeln!(
-            text,
-            "    {:<12}{:>10}{:>12}{:>8}{:>10}{:>10}{:>10}{:>10}",
-            kind.name,
-            kind.ops,
-            size(kind.bytes),
-            kind.failures,
-            at(50.0),
-            at(90.0),
-            at(99.0),
-            at(100.0)
-        );
-    }
-    text
 }
 
 fn exits_text(exits: &ExitReport, requests: u64) -> String {
@@ -125,33 +82,11 @@ fn exits_text(exits: &ExitReport, requests: u64) -> String {
     text
 }
 
-pub(crate) fn per(count: u64, requests: u64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
-    if requests == 0 { "-".to_owned() } else { format!("{:.3}", count as f64 / requests as f64) }
-}
-
-pub(crate) fn time(time: Duration) -> String {
-    let nanos = time.as_nanos();
-    match nanos {
-        0..10_000 => format!("{nanos} ns"),
-        10_000..10_000_000 => format!("{} us", nanos / 1000),
-        _ => format!("{} ms", nanos / 1_000_000),
-    }
-}
-
-pub(crate) fn size(bytes: u64) -> String {
-    match bytes {
-        0..10_240 => format!("{bytes} B"),
-        10_240..10_485_760 => format!("{} KiB", bytes >> 10),
-        _ => format!("{} MiB", bytes >> 20),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bus::RangeExits;
-    use crate::devices::QueueReport;
+    use crate::common::report::QueueReport;
     use crate::exits::{KvmStat, VcpuReport};
 
     fn report() -> Report {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use iovirt::describe::{parse_size, parse_time};
 
+use crate::common::pipeline;
 use crate::control::Control;
 use crate::devices::Device;
 
@@ -46,7 +47,7 @@ pub(crate) fn keep(mut appointments: Vec<Appointment>, devices: Arc<Vec<Device>>
                 thread::sleep(at.saturating_sub(started.elapsed()).min(Duration::from_millis(50)));
             }
             let done = devices.get(device).ok_or_else(|| "there is no such device".into());
-            if let Err(reason) = done.and_then(|device| device.resize(size)) {
+            if let Err(reason) = done.and_then(|device| pipeline::resize(device, size)) {
                 eprintln!("microvm: resizing device {device} failed: {reason}");
             }
         }
@@ -55,7 +56,31 @@ pub(crate) fn keep(mut appointments: Vec<Appointment>, devices: Arc<Vec<Device>>
 
 #[cfg(test)]
 mod tests {
+    use iovirt::core::dma::DmaSpace;
+    use iovirt::core::irq::EventFdInterrupt;
+    use iovirt::registry::Registry;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
     use super::*;
+
+    #[test]
+    fn appointments_are_kept_in_their_order() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let registry = Registry::standard();
+        let line = format!("virtio-blk -> file,path={}", image.path().display());
+        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let space = DmaSpace::from_guest_memory(&memory).unwrap();
+        let interrupt = Arc::new(EventFdInterrupt::new().unwrap());
+        let disk = Device::new(&registry, registry.parse(&line).unwrap(), &space, interrupt).unwrap();
+        // The one in the middle has no device, which is said and does not hold up the next.
+        let appointments = ["2ms resize 0 4M", "1ms resize 1 8M", "0ms resize 0 2M"];
+        let appointments = appointments.map(|text| text.parse().unwrap()).to_vec();
+        keep(appointments, Arc::new(vec![disk]), Arc::new(Control::new().unwrap()));
+        while image.as_file().metadata().unwrap().len() != 4 << 20 {
+            thread::yield_now();
+        }
+    }
 
     #[test]
     fn appointments_are_read() {

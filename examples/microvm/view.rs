@@ -116,7 +116,7 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::QueueReport;
+    use crate::common::report::QueueReport;
 
     fn sample(at: Instant, requests: u64, exits: u64) -> Sample {
         let queue = QueueReport { requests, doorbells: 0, interrupts: 0 };

@@ -17,12 +17,13 @@ pub mod pci_config;
 pub mod pci_registers;
 pub mod ring_walker;
 pub mod saved_state;
+pub mod vhost_user;
 
 /// A target: its name, what it does with an input, and its seeds.
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("ring_walker", ring_walker::run, ring_walker::seeds),
     ("blk_request", blk_request::run, blk_request::seeds),
     ("mmio_registers", mmio_registers::run, mmio_registers::seeds),
@@ -34,6 +35,7 @@ pub const TARGETS: [Target; 11] = [
     ("pci_registers", pci_registers::run, pci_registers::seeds),
     ("describe", describe::run, describe::seeds),
     ("saved_state", saved_state::run, saved_state::seeds),
+    ("vhost_user", vhost_user::run, vhost_user::seeds),
 ];
 
 #[cfg(test)]

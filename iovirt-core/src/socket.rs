@@ -54,6 +54,23 @@ pub fn receive(socket: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) ->
 /// # Errors
 /// What the host says; `InvalidInput` for more than [`MAX_FDS`] descriptors, or for descriptors without a byte to go with.
 pub fn send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    send_with(socket, bytes, fds, 0)
+}
+
+/// The same without waiting, whatever mode the socket is in: for one that the peer made, which can change its mode at any time.
+///
+/// # Errors
+/// As [`send`]; `WouldBlock` where there is no room.
+pub fn send_now(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    send_with(socket, bytes, fds, libc::MSG_DONTWAIT)
+}
+
+fn send_with(
+    socket: &UnixStream,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    flags: libc::c_int,
+) -> io::Result<usize> {
     if fds.len() > MAX_FDS || (bytes.is_empty() && !fds.is_empty()) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -80,7 +97,7 @@ pub fn send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
         }
     }
     // SAFETY: the message points to bytes that are only read, and to control data that was filled above.
-    let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+    let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | flags) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
@@ -148,6 +165,13 @@ mod tests {
         }
         drop(here);
         assert_eq!(receive(&there, &mut bytes, &mut Vec::new()).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_full_socket_holds_nobody_up() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let refused = (0..1 << 20).find_map(|_| send_now(&here, &[0; 4096], &[]).err());
+        assert_eq!(refused.map(|error| error.kind()), Some(io::ErrorKind::WouldBlock));
     }
 
     #[test]

@@ -427,3 +427,73 @@ fn a_stopped_worker_drops_its_lanes_on_its_own_thread() {
     drop(worker);
     assert_eq!(receiver.recv_timeout(LIMIT).unwrap(), id);
 }
+
+/// A worker that looks for work, with a lane that has it look and one that always has work.
+fn busy_and_polling() -> (Worker, Count) {
+    let poll = Duration::from_micros(50);
+    let worker = Worker::new(WorkerConfig { poll, ..WorkerConfig::default() }).unwrap();
+    let turns = Count::default();
+    worker
+        .handle()
+        .add_lane(|_| lane(|cx: &mut WorkerContext<'_>| if cx.polls() { Turn::Poll } else { Turn::Idle }));
+    let busy = turns.clone();
+    worker.handle().add_lane(move |_| {
+        lane(move |_| {
+            busy.add();
+            Turn::Again
+        })
+    });
+    (worker, turns)
+}
+
+#[test]
+fn a_worker_that_looks_keeps_an_event_loop_no_longer_than_it_may_wait() {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut worker, turns) = busy_and_polling();
+        for _ in 0..10 {
+            worker.run_within(Duration::from_millis(2)).unwrap();
+        }
+        sender.send(turns.get()).unwrap();
+    });
+    assert!(receiver.recv_timeout(LIMIT).expect("the worker comes back") > 0);
+}
+
+/// New lanes and wake-ups, all while the worker looks: each is heard of.
+#[test]
+fn a_worker_that_looks_hears_of_new_lanes_and_wake_ups() {
+    const ROUNDS: usize = 3000;
+    let poll = Duration::from_micros(50);
+    let worker = WorkerThread::spawn("test", WorkerConfig { poll, ..WorkerConfig::default() }).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    // Looks, and is given work all the time by a lane that it does not know.
+    worker
+        .handle()
+        .add_lane(|_| lane(|cx: &mut WorkerContext<'_>| if cx.polls() { Turn::Poll } else { Turn::Idle }));
+    let turns = Count::default();
+    let counted = turns.clone();
+    let waker = worker.handle().add_lane(move |_| {
+        lane(move |_| {
+            counted.add();
+            Turn::Idle
+        })
+    });
+    for round in 0..ROUNDS {
+        let before = turns.get();
+        waker.wake();
+        let begun = std::time::Instant::now();
+        while turns.get() == before {
+            assert!(begun.elapsed() < LIMIT, "a wake-up in round {round}");
+            std::hint::spin_loop();
+        }
+        for _ in 0..round % 40 {
+            std::hint::spin_loop();
+        }
+        let sender = sender.clone();
+        worker.handle().add_lane(move |_| {
+            sender.send(round).unwrap();
+            None
+        });
+        assert_eq!(receiver.recv_timeout(LIMIT), Ok(round), "a new lane");
+    }
+}

@@ -327,7 +327,7 @@ proptest! {
     fn stages_for_tests_are_described_and_back(
         seed in any::<u64>(), every in any::<u64>(), permille in 0..=1000_u32, millis in 0..1_000_000_u64,
         kinds in prop::sample::select(vec!["all", "read", "read+flush", "write-zeroes"]),
-        kind in prop::sample::select(vec![FaultKind::Error, FaultKind::Stall, FaultKind::Drop]),
+        kind in prop::sample::select(vec![FaultKind::Error, FaultKind::Stall, FaultKind::Hang, FaultKind::Drop]),
     ) {
         let fault = FaultConfig { fail: kinds.parse().unwrap(), kind, every, permille, seed };
         prop_assert_eq!(round_trip(&fault), fault);

@@ -54,6 +54,9 @@ pub(crate) const XZ: Tool = tool("xz", "xz-utils");
 /// Lists the shared libraries of a program.
 pub(crate) const LDD: Tool = tool("ldd", "libc-bin");
 
+/// Lists what a program needs of shared libraries.
+pub(crate) const READELF: Tool = tool("readelf", "binutils");
+
 /// Makes sure that all these programs are there.
 pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
     let absent = missing(tools);
@@ -92,8 +95,11 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
 /// Fetches a Debian package without installing it; see [`debian::unpacked`].
 pub(crate) use debian::unpacked;
 
-/// The package that a package which only points to another depends on.
-pub(crate) use debian::points_to;
+/// What a package depends on, and the first of that, which is what a package that only points to another is for.
+pub(crate) use debian::{dependencies, points_to};
+
+/// Whether we may do what only root may.
+pub(crate) use debian::is_root;
 
 fn missing(tools: &[Tool]) -> Vec<Tool> {
     tools.iter().filter(|tool| cmd::find(tool.program).is_none()).copied().collect()

@@ -4,21 +4,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-use iovirt::backends::interposers::fault::{FaultConfig, FaultControl};
-use iovirt::backends::interposers::filter::FilterControl;
-use iovirt::backends::interposers::mirror::MirrorControl;
-use iovirt::core::Request as Family;
 use iovirt::core::frontend::{Outcome, Ticket};
-use iovirt::core::pipeline::{BoxBackend, SwapControl};
-use iovirt::core::request::block::BlockRequest;
-use iovirt::core::request::net::NetRequest;
-use iovirt::describe::{Chain, DescribeError};
-use iovirt::registry::{Options, Registry, TypedStage};
-use iovirt::sched::scheduled::ScheduledControl;
+use iovirt::registry::Registry;
 use serde_json::{Value, json};
 
-use super::request::{Deadline, Request, Size, Then};
-use super::{Reply, Serve};
+use super::request::{Request, Then};
+use crate::common::control_socket::request::{Deadline, Size};
+use crate::common::control_socket::{Reply, Serve};
+use crate::common::pipeline::{self, Exchange, Piped};
 use crate::control::{Control, Stop};
 use crate::devices::Device;
 use crate::gate::StillRunning;
@@ -65,27 +58,17 @@ impl Operator {
     }
 
     fn device(&self, number: usize) -> Result<&Device, String> {
-        let many = self.devices.len();
-        self.devices.get(number).ok_or_else(|| match many {
-            0 => "this machine has no device".into(),
-            1 => format!("there is no device {number}; there is device 0 only"),
-            _ => format!("there is no device {number}; there are devices 0 to {}", many - 1),
-        })
+        pipeline::pick(&self.devices, number)
     }
 
     fn list(&self) -> Value {
-        let device = |(number, device): (usize, &Device)| {
-            let stages = device.frontend().stages();
-            let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
-            json!({ "device": number, "pipeline": device.description().to_string(), "stages": names })
-        };
-        self.devices.iter().enumerate().map(device).collect()
+        self.devices.iter().enumerate().map(|(number, device)| pipeline::describe(number, device)).collect()
     }
 
     fn stats(&self) -> Result<Value, String> {
         let device = |device: &Device| {
             let mut report = serde_json::to_value(device.report())?;
-            report["state"] = state_of_stages(device)?;
+            report["state"] = pipeline::state_of_stages(&device.stages())?;
             Ok(report)
         };
         let reports: Result<Vec<_>, serde_json::Error> = self.devices.iter().map(device).collect();
@@ -150,6 +133,11 @@ impl Operator {
     fn save(&self, path: &Path, then: Then, Deadline(limit): Deadline) -> Result<Value, String> {
         let mut paused = self.change()?;
         let saver = self.saver.as_ref().ok_or("there is no guest to be saved")?;
+        if let Some(device) = self.devices.iter().position(Device::has_vacancy) {
+            return Err(format!(
+                "device {device} has a place without a stack, which no file of a machine can tell: add one first"
+            ));
+        }
         let end = Instant::now() + limit;
         let mut stuck = Vec::new();
         if !*paused {
@@ -177,77 +165,29 @@ impl Operator {
         }
     }
 
-    fn swap(&self, number: usize, stage: &str, to: &str, limit: Duration) -> Result<Value, String> {
+    /// Changes what is below a stage that makes a place for that.
+    fn exchange(
+        &self,
+        number: usize,
+        stage: &str,
+        exchange: &Exchange,
+        limit: Duration,
+    ) -> Result<Value, String> {
         let _one = self.change()?;
         let device = self.device(number)?;
-        let chain: Chain = to.parse().map_err(|error: DescribeError| error.to_string())?;
-        let stages = device.frontend().stages();
-        if let Some(control) = stages.control::<SwapControl<BlockRequest>>(stage) {
-            exchange(&control, self.registry.build_block(&chain), limit)?;
-        } else if let Some(control) = stages.control::<SwapControl<NetRequest>>(stage) {
-            exchange(&control, self.registry.build_net(&chain), limit)?;
-        } else {
-            let reason = "nothing below it can be exchanged: a stage `swappable` makes a place for that";
-            return Err(if stages.iter().any(|found| found.name == stage) {
-                format!("`{stage}` of device {number} is no such place, and {reason}")
-            } else {
-                format!("device {number} has no stage `{stage}`, and {reason}")
-            });
-        }
-        device.now_below(stage, chain);
-        Ok(json!({ "pipeline": device.description().to_string() }))
-    }
-
-    /// Changes a stage's settings to those of a description.
-    fn set(&self, number: usize, to: &str) -> Result<Value, String> {
-        let stages = self.device(number)?.frontend().stages();
-        // The stage of a chain whose end does not matter.
-        let chain: Chain =
-            format!("{to} -> null").parse().map_err(|error: DescribeError| error.to_string())?;
-        let [spec] = &chain.stages[..] else { return Err("one stage with its settings is asked for".into()) };
-        let missing = || format!("device {number} has no stage `{}`", spec.name());
-        if spec.name() != FaultConfig::INFO.name {
-            let there = stages.iter().any(|found| found.name == spec.name());
-            return Err(if there {
-                format!("`{}` cannot be changed while it runs: of the stages, `fault` can", spec.name())
-            } else {
-                missing()
-            });
-        }
-        let options = Options::check(&FaultConfig::INFO, spec).map_err(|error| error.to_string())?;
-        let config = FaultConfig::from_options(&options).map_err(|error| error.to_string())?;
-        let control = stages.control::<FaultControl>("fault").ok_or_else(missing)?;
-        control.set(&config).map_err(|error| error.to_string())?;
-        Ok(json!(to))
-    }
-
-    fn release(&self, number: usize, stage: &str) -> Result<Value, String> {
-        let stages = self.device(number)?.frontend().stages();
-        let control = stages.control::<FaultControl>(stage);
-        control
-            .ok_or_else(|| format!("device {number} has no stage `{stage}` that holds requests"))?
-            .release();
-        Ok(json!("released"))
-    }
-
-    /// No stage of this build changes its branches while it runs.
-    fn branches(&self, number: usize, stage: &str) -> Result<Value, String> {
-        let stages = self.device(number)?.frontend().stages();
-        if !stages.iter().any(|found| found.name == stage) {
-            return Err(format!("device {number} has no stage `{stage}`"));
-        }
-        Err(format!(
-            "`{stage}` keeps the branches that it was made with: put a stack with others in its place, below a `swappable`"
-        ))
+        pipeline::exchange(&self.registry, (number, device), stage, exchange, limit)
     }
 
     fn resize(&self, number: usize, Size(bytes): Size) -> Result<Value, String> {
-        self.device(number)?.resize(bytes).map(|()| json!(bytes))
+        pipeline::resize(self.device(number)?, bytes).map(|()| json!(bytes))
     }
 }
 
 impl Serve for Operator {
-    fn serve(&self, request: Request) -> Reply {
+    type Request = Request;
+    type End = Stop;
+
+    fn serve(&self, request: Request) -> Reply<Stop> {
         match request {
             Request::Devices {} => Ok(self.list()),
             Request::Stats {} => self.stats(),
@@ -259,11 +199,20 @@ impl Serve for Operator {
                 let end = (then == Then::Quit && result.is_ok()).then_some(Stop::Saved);
                 return Reply { result, end };
             }
-            Request::Swap { device, stage, to, deadline } => self.swap(device, &stage, &to, deadline.0),
-            Request::Set { device, to } => self.set(device, &to),
-            Request::Release { device, stage } => self.release(device, &stage),
-            Request::Add { device, stage, .. } | Request::Remove { device, stage, .. } => {
-                self.branches(device, &stage)
+            Request::Swap { device, stage, to, deadline } => {
+                Exchange::swap(&to).and_then(|exchange| self.exchange(device, &stage, &exchange, deadline.0))
+            }
+            Request::Add { device, stage, to, deadline } => {
+                Exchange::add(&to).and_then(|exchange| self.exchange(device, &stage, &exchange, deadline.0))
+            }
+            Request::Remove { device, stage, deadline } => {
+                self.exchange(device, &stage, &Exchange::Remove, deadline.0)
+            }
+            Request::Set { device, to } => {
+                self.device(device).and_then(|found| pipeline::set((device, found), &to))
+            }
+            Request::Release { device, stage } => {
+                self.device(device).and_then(|found| pipeline::release((device, found), &stage))
             }
             Request::Quit {} => {
                 return Reply { result: Ok(json!("the machine ends")), end: Some(Stop::Told) };
@@ -275,54 +224,6 @@ impl Serve for Operator {
     fn end(&self, cause: Stop) {
         self.control.stop(cause);
     }
-}
-
-/// Puts a newcomer in place, or goes back to what was there.
-fn exchange<R: Family>(
-    control: &SwapControl<R>,
-    newcomer: Result<BoxBackend<R>, DescribeError>,
-    limit: Duration,
-) -> Result<(), String> {
-    let newcomer = newcomer.map_err(|error| error.to_string())?;
-    let ticket = control.swap(newcomer).map_err(|error| error.to_string())?;
-    match ticket.wait(limit) {
-        Some(Outcome::Done) => return Ok(()),
-        Some(Outcome::Cancelled) => {}
-        None => {
-            control.cancel();
-            // It may have come to its end in this very moment.
-            match ticket.wait(RESUME) {
-                Some(Outcome::Done) => return Ok(()),
-                _ => {
-                    return Err(format!(
-                        "the stack in place did not come to rest within {limit:?}; it stays"
-                    ));
-                }
-            }
-        }
-    }
-    Err("the newcomer could not be opened; the stack in place stays".into())
-}
-
-/// What stages other than `stats` tell of themselves.
-fn state_of_stages(device: &Device) -> Result<Value, serde_json::Error> {
-    let mut list = Vec::new();
-    for stage in device.frontend().stages().iter() {
-        let state = if let Some(control) = stage.control::<FaultControl>() {
-            serde_json::to_value(control.snapshot())?
-        } else if let Some(control) = stage.control::<FilterControl>() {
-            serde_json::to_value(control.snapshot())?
-        } else if let Some(control) = stage.control::<MirrorControl>() {
-            json!({ "replicas": control.replicas(), "quorum": control.quorum(), "writable": control.is_writable() })
-        } else if let Some(flow) = stage.control::<ScheduledControl>().and_then(|control| control.snapshot())
-        {
-            json!(format!("{flow:?}"))
-        } else {
-            continue;
-        };
-        list.push(json!({ "stage": stage.name, "state": state }));
-    }
-    Ok(list.into())
 }
 
 #[cfg(test)]

@@ -1,16 +1,10 @@
 //! What a client can ask for, a line of JSON each.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use iovirt::describe::{parse_size, parse_time};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
-/// The longest line in bytes, without its end.
-pub(crate) const LONGEST_LINE: usize = 64 << 10;
-
-/// How many characters of an error are told.
-const TOLD: usize = 300;
+use crate::common::control_socket::request::{Deadline, Size, swappable};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -50,10 +44,23 @@ pub(crate) enum Request {
     Set { device: usize, to: String },
     /// Lets requests go on that a stage holds.
     Release { device: usize, stage: String },
-    /// Adds a branch to a stage.
-    Add { device: usize, stage: String, branch: String },
-    /// Takes a branch from a stage.
-    Remove { device: usize, stage: String, branch: usize },
+    /// Puts a stack into a place that was made vacant.
+    Add {
+        device: usize,
+        #[serde(default = "swappable")]
+        stage: String,
+        to: String,
+        #[serde(default)]
+        deadline: Deadline,
+    },
+    /// Takes the stack below a stage away.
+    Remove {
+        device: usize,
+        #[serde(default = "swappable")]
+        stage: String,
+        #[serde(default)]
+        deadline: Deadline,
+    },
     /// Ends the machine.
     Quit {},
 }
@@ -69,81 +76,14 @@ pub(crate) enum Then {
     Quit,
 }
 
-/// A number of bytes: a number, or text such as `"128M"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size(pub(crate) u64);
-
-/// How long something may take, such as `"10s"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Deadline(pub(crate) Duration);
-
-impl Deadline {
-    /// The longest that a client may ask for.
-    const LONGEST: Duration = Duration::from_secs(3600);
-}
-
-impl Default for Deadline {
-    fn default() -> Self {
-        Self(Duration::from_secs(10))
-    }
-}
-
-fn swappable() -> String {
-    "swappable".into()
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "a size is a number of bytes or text such as \"128M\"")]
-        enum Written {
-            Number(u64),
-            Text(String),
-        }
-        match Written::deserialize(deserializer)? {
-            Written::Number(bytes) => Some(bytes),
-            Written::Text(text) => parse_size(&text),
-        }
-        .map(Self)
-        .ok_or_else(|| serde::de::Error::custom("a size is a number of bytes or text such as \"128M\""))
-    }
-}
-
-impl<'de> Deserialize<'de> for Deadline {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let limit = parse_time(&String::deserialize(deserializer)?).filter(|limit| *limit <= Self::LONGEST);
-        let wrong = || serde::de::Error::custom("a deadline is a time up to an hour, such as \"10s\"");
-        limit.map(Self).ok_or_else(wrong)
-    }
-}
-
-impl Request {
-    /// The request on a line.
-    pub(crate) fn parse(line: &[u8]) -> Result<Self, String> {
-        if line.len() > LONGEST_LINE {
-            return Err(too_long());
-        }
-        serde_json::from_slice(line).map_err(|error| {
-            // It may quote what the client sent.
-            let told: String =
-                error.to_string().chars().filter(|char| !char.is_control()).take(TOLD).collect();
-            format!("this is no request: {told}")
-        })
-    }
-}
-
-/// What is said of a line that is too long.
-pub(crate) fn too_long() -> String {
-    format!("a request is one line of at most {LONGEST_LINE} bytes")
-}
-
 #[cfg(test)]
 mod tests {
     use iovirt::core::test_utils::{Rng, rounds_or, seed_or};
 
     use super::*;
+    use crate::common::control_socket::request::{LONGEST_LINE, parse, too_long};
 
-    const EXAMPLES: [&str; 11] = [
+    const EXAMPLES: [&str; 12] = [
         r#"{"do":"save","path":"vm.saved","then":"quit"}"#,
         r#"{"do":"devices"}"#,
         r#"{"do":"stats"}"#,
@@ -153,22 +93,23 @@ mod tests {
         r#"{"do":"swap","device":0,"stage":"swappable","to":"stats -> file,path=b.img"}"#,
         r#"{"do":"set","device":1,"to":"fault,fail=write,every=1"}"#,
         r#"{"do":"release","device":1,"stage":"fault"}"#,
-        r#"{"do":"add","device":0,"stage":"mirror","branch":"file,path=c.img"}"#,
+        r#"{"do":"remove","device":0,"deadline":"1s"}"#,
+        r#"{"do":"add","device":0,"stage":"swappable","to":"file,path=c.img"}"#,
         r#"{"do":"quit"}"#,
     ];
 
     #[test]
     fn requests_are_read() {
         for example in EXAMPLES {
-            Request::parse(example.as_bytes()).unwrap_or_else(|error| panic!("{example}: {error}"));
+            parse::<Request>(example.as_bytes()).unwrap_or_else(|error| panic!("{example}: {error}"));
         }
-        let swap = Request::parse(br#"{"do":"swap","device":3,"to":"null"}"#).unwrap();
+        let swap = parse::<Request>(br#"{"do":"swap","device":3,"to":"null"}"#).unwrap();
         let stage = "swappable".to_owned();
         assert_eq!(
             swap,
             Request::Swap { device: 3, stage, to: "null".into(), deadline: Deadline::default() }
         );
-        let resize = Request::parse(br#"{"do":"resize","device":0,"size":4096}"#);
+        let resize = parse::<Request>(br#"{"do":"resize","device":0,"size":4096}"#);
         assert_eq!(resize, Ok(Request::Resize { device: 0, size: Size(4096) }));
     }
 
@@ -187,12 +128,12 @@ mod tests {
             r#"{"do":"pause","deadline":"9999s"}"#,
             r#"{"do":"devices"} {"do":"quit"}"#,
         ] {
-            let error = Request::parse(wrong.as_bytes()).expect_err(wrong);
+            let error = parse::<Request>(wrong.as_bytes()).expect_err(wrong);
             assert!(!error.contains('\n'), "{error:?}");
         }
         let deep = "[".repeat(LONGEST_LINE);
-        assert!(Request::parse(deep.as_bytes()).is_err());
-        assert_eq!(Request::parse(&vec![b' '; LONGEST_LINE + 1]), Err(too_long()));
+        assert!(parse::<Request>(deep.as_bytes()).is_err());
+        assert_eq!(parse::<Request>(&vec![b' '; LONGEST_LINE + 1]), Err(too_long()));
     }
 
     /// Any bytes, and requests with bytes changed, cut out and put in, are read or refused.
@@ -220,7 +161,7 @@ mod tests {
                     _ => {}
                 }
             }
-            match Request::parse(&line) {
+            match parse::<Request>(&line) {
                 Ok(_) => read += 1,
                 Err(error) => {
                     assert!(!error.contains('\n'), "{error:?}");

@@ -58,7 +58,7 @@ pub(super) struct DeviceEntry {
     pub(super) window: u32,
     /// The address of its configuration space for the port 0xcf8, where it is.
     pub(super) function: u32,
-    /// Its line of the I/O APIC. On the PCI bus it sends messages.
+    /// Its line of the I/O APIC; 0 on the PCI bus where it sends messages.
     pub(super) gsi: u32,
     /// [`FLAG_VERIFY`].
     pub(super) flags: u32,

@@ -21,7 +21,7 @@ use crate::error::MachineError;
 use crate::guest::layout::{CODE, CODE_BAD, DEBUG_PORT, DeviceEntry, FLAG_VERIFY};
 use crate::guest::records::DebugPort;
 use crate::images::{self, Images};
-use crate::layout::Slot;
+use crate::layout::{PCI_GSIS, Slot};
 use crate::machine::Machine;
 use crate::report::Report;
 
@@ -149,7 +149,7 @@ impl Part {
         let frame = mtu(&self.description.below).map_or(FRAME, |mtu| FRAME.min((mtu + ETHERNET) & !3));
         let (window, function, gsi) = match self.found {
             Found::Slot(slot) => (slot.address as u32, 0, slot.gsi),
-            Found::Function(address) => (0, 1 << 31 | u32::from(address.device()) << 11, 0),
+            Found::Function(address) => (0, 1 << 31 | u32::from(address.device()) << 11, pin(address)),
         };
         DeviceEntry {
             window,
@@ -177,6 +177,12 @@ impl Part {
         }
         Ok(seen)
     }
+}
+
+/// The line of a function that is driven by its pin: every second one. The others, 0, send messages.
+fn pin(address: PciAddress) -> u32 {
+    let device = usize::from(address.device());
+    if device.is_multiple_of(2) { PCI_GSIS[device % PCI_GSIS.len()] } else { 0 }
 }
 
 /// Whether what is written can be read again, and what is sent comes back.

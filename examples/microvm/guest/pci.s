@@ -1,5 +1,13 @@
 // The built-in guest on the PCI bus: configuration space by the two ports, virtio's structures by capabilities, and one
-// MSI-X message for everything. Windows are where the bus placed them.
+// MSI-X message for everything, or the function's pin where it has a line. Windows are where the bus placed them.
+
+// A message needs no acknowledgement. A pin is held until somebody reads why.
+.Linterrupt_pci:
+    cmp dword ptr [ebx + {d_gsi}], 0
+    je .Lacknowledged
+    mov eax, [{structures} + 12]
+    mov al, [eax]                       // ISR status
+    jmp .Lacknowledged
 
 // eax = register of the configuration space, becomes its value. Keeps ecx, esi and edi.
 .Lread_config:
@@ -82,8 +90,10 @@
     movzx edi, al
     jmp .Lnext_capability
 
-// The table of messages: the first one goes to the first processor.
+// The table of messages: the first one goes to the first processor. Left off where the pin is used.
 .Lmessages:
+    cmp dword ptr [ebx + {d_gsi}], 0
+    jne .Lcapability_done
     lea eax, [edi + 4]
     call .Lread_config
     mov ecx, eax
@@ -101,6 +111,11 @@
     jmp .Lcapability_done
 
 .Lcapabilities_done:
+    cmp dword ptr [ebx + {d_gsi}], 0
+    je 1f
+    mov eax, {vector} + 0x8000          // level-triggered
+    call .Lroute
+1:
     mov ebp, [{structures} + 4]         // common registers
     mov eax, [{structures} + 16]
     mov [{config}], eax

@@ -99,10 +99,11 @@ iovirt_microvm_guest_start:
 .Linterrupt:
     inc dword ptr [{interrupts}]
     cmp dword ptr [{function}], 0
-    jne 1f                              // a message needs no acknowledgement
+    jne .Linterrupt_pci
     mov eax, [ebp + 0x60]               // InterruptStatus
     mov [ebp + 0x64], eax               // InterruptACK
-1:  mov dword ptr [{apic} + 0xb0], 0    // end of interrupt
+.Lacknowledged:
+    mov dword ptr [{apic} + 0xb0], 0    // end of interrupt
     add esp, 12
     jmp .Lawake
 
@@ -174,15 +175,8 @@ iovirt_microvm_guest_start:
     call .Lclear_record
     cmp dword ptr [{function}], 0
     jne .Lpci_device
-    // Its line of the I/O APIC: the vector, edge-triggered, to the first processor.
-    mov ecx, [ebx + {d_gsi}]
-    lea ecx, [ecx * 2 + 0x11]
-    mov [{io_apic}], ecx
-    mov dword ptr [{io_apic} + 0x10], 0
-    dec ecx
-    mov [{io_apic}], ecx
-    mov dword ptr [{io_apic} + 0x10], {vector}
-
+    mov eax, {vector}                   // edge-triggered
+    call .Lroute
     mov edx, [ebp]                      // MagicValue: "virt"
     mov eax, {trouble_no_device}
     cmp edx, 0x74726976
@@ -193,6 +187,19 @@ iovirt_microvm_guest_start:
     lea eax, [ebp + 0x100]
     mov [{config}], eax                 // Config
     mov edx, [ebp + 8]                  // DeviceID
+    jmp .Lby_type
+
+// Has its line of the I/O APIC lead to the first processor. eax = how, and the vector.
+.Lroute:
+    mov ecx, [ebx + {d_gsi}]
+    lea ecx, [ecx * 2 + 0x11]
+    mov [{io_apic}], ecx
+    mov dword ptr [{io_apic} + 0x10], 0
+    dec ecx
+    mov [{io_apic}], ecx
+    mov [{io_apic} + 0x10], eax
+    ret
+
 // edx = type of the device.
 .Lby_type:
     cmp edx, 2

@@ -22,6 +22,7 @@ pub(crate) use fixed::Fixed;
 use fixed::FixedState;
 pub(crate) use vcpu::{MsrNumbers, VcpuState, check_host};
 
+use crate::common::pipeline::Piped;
 use crate::control::Control;
 use crate::devices::{Device, Place};
 

@@ -259,6 +259,11 @@ impl Request for BlockRequest {
         BlockOutput::Failed(BlockError::Io)
     }
 
+    /// A disk that fails.
+    fn vacant(told: &BlockCaps) -> BlockCaps {
+        told.clone()
+    }
+
     #[inline]
     fn is_failure(output: &BlockOutput) -> bool {
         *output != BlockOutput::Done
@@ -337,6 +342,11 @@ impl BlockCaps {
 }
 
 impl BlockCaps {
+    /// Whether [`BlockFlags::FUA`] is only honoured with [`stage::EmulateFua`](crate::stage::EmulateFua) on top.
+    pub(crate) fn needs_fua_emulated(&self) -> bool {
+        !self.fua && self.durability == Durability::WriteBack
+    }
+
     /// Whether a stack with these capabilities may take the place of one with those of `told`, which a guest has been told:
     /// what [`Swappable`](crate::pipeline::Swappable) asks of block stacks.
     ///
@@ -358,6 +368,10 @@ impl BlockCaps {
         }
         if new.durability.weaker_than(told.durability) {
             return refuse(format!("it promises {:?}, less than {:?}", new.durability, told.durability));
+        }
+        // Queues that are open were opened for what was there, see `stage::open_with_fua`.
+        if new.needs_fua_emulated() && !told.needs_fua_emulated() {
+            return refuse("it cannot force a single write to the medium, and the one in use can".into());
         }
         if told.discard.is_some() && new.discard.is_none() {
             return refuse("it cannot discard".into());

@@ -40,6 +40,9 @@ pub trait Request: Sized + Send + fmt::Debug + 'static {
     fn failed() -> Self::Output {
         Self::aborted()
     }
+    /// What a guest that was told `told` is told of the same place once the stack there was taken away: what it may rely on
+    /// stays, and what it can see go, such as a link, goes.
+    fn vacant(told: &Self::Caps) -> Self::Caps;
     /// Whether an output means that the request did not do what it asked for.
     fn is_failure(output: &Self::Output) -> bool;
     /// Whether the request only waits for what may come, as a receive token does: a queue that drains does not wait for it,

@@ -5,7 +5,7 @@ use super::slots::SlotTable;
 use crate::backend::Backend;
 use crate::error::{AttachError, BackendError};
 use crate::pipeline::{BoxBackend, BoxQueue};
-use crate::request::block::{BlockCaps, BlockFlags, BlockOp, BlockOutput, BlockRequest, Durability};
+use crate::request::block::{BlockCaps, BlockFlags, BlockOp, BlockOutput, BlockRequest};
 use crate::request::{Completion, Depth, Request};
 use crate::worker::WorkerContext;
 
@@ -89,7 +89,7 @@ pub fn open_with_fua(
 ) -> Result<BoxQueue<BlockRequest>, BackendError> {
     let caps = backend.caps();
     let below = backend.open(cx, depth)?;
-    if caps.fua || caps.durability != Durability::WriteBack {
+    if !caps.needs_fua_emulated() {
         return Ok(below);
     }
     Ok(Box::new(HookedQueue::new(EmulateFua.hook(cx, depth), below, depth)))

@@ -51,6 +51,9 @@ pub enum Flow<O> {
     /// It waits here until [`Held::release`] or [`Held::complete`]. While the queue drains, nothing is held: the request
     /// goes on.
     Hold,
+    /// It waits here as with [`Flow::Hold`], and a drain does not let it go: the queue does not come to rest before
+    /// [`Held::release`] or [`Held::complete`]. For what stands in for something that is stuck.
+    Keep,
     /// It goes no further: this is its output.
     Complete(O),
 }
@@ -217,13 +220,34 @@ impl<R: Request, B: Backend<R>, S: HookStage<R>> Backend<R> for Hooked<R, S, B> 
 struct Holding<R> {
     arrival: u64,
     request: R,
+    until: Until,
+}
+
+/// What lets a held request go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// The hook, or a drain.
+    Drain,
+    /// The hook alone.
+    Release,
 }
 
 /// Releases all held requests as they came, which tags do not tell: frames of one queue must not overtake each other.
-fn release_in_order<R>(held: &mut SlotTable<Holding<R>>, released: &mut Vec<R>) {
+fn release_in_order<R: Request>(held: &mut SlotTable<Holding<R>>, released: &mut Vec<R>) {
     let mut all: Vec<_> = held.drain().map(|(_, holding)| holding).collect();
     all.sort_unstable_by_key(|holding| holding.arrival);
     released.extend(all.into_iter().map(|holding| holding.request));
+}
+
+/// Releases those that a drain lets go, in the same order.
+fn release_for_drain<R: Request>(held: &mut SlotTable<Holding<R>>, released: &mut Vec<R>) {
+    let (mut gone, kept): (Vec<_>, Vec<_>) =
+        held.drain().map(|(_, holding)| holding).partition(|holding| holding.until == Until::Drain);
+    gone.sort_unstable_by_key(|holding| holding.arrival);
+    released.extend(gone.into_iter().map(|holding| holding.request));
+    for holding in kept {
+        held.insert(holding.request.tag(), holding);
+    }
 }
 
 /// A hook above a queue.
@@ -260,15 +284,18 @@ impl<R: Request, H: Hook<R>, Q: Queue<R>> HookedQueue<R, H, Q> {
                 self.ready.push(Completion { request, output });
                 cx.run_again();
             }
-            Flow::Hold if !self.draining => {
-                let holding = Holding { arrival: self.arrivals, request };
-                self.arrivals += 1;
-                if let Some(twin) = self.held.insert(holding.request.tag(), holding) {
-                    // A client used a tag twice. The first request is not lost: it comes home as given up.
-                    self.ready.push(Completion { request: twin.request, output: R::aborted() });
-                }
-            }
+            Flow::Keep => self.hold(request, Until::Release),
+            Flow::Hold if !self.draining => self.hold(request, Until::Drain),
             Flow::Hold | Flow::Pass => self.below.submit(cx, request),
+        }
+    }
+
+    fn hold(&mut self, request: R, until: Until) {
+        let holding = Holding { arrival: self.arrivals, request, until };
+        self.arrivals += 1;
+        if let Some(twin) = self.held.insert(holding.request.tag(), holding) {
+            // A client used a tag twice. The first request is not lost: it comes home as given up.
+            self.ready.push(Completion { request: twin.request, output: R::aborted() });
         }
     }
 
@@ -327,7 +354,7 @@ impl<R: Request, H: Hook<R>, Q: Queue<R>> Queue<R> for HookedQueue<R, H, Q> {
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {
         self.draining = true;
-        release_in_order(&mut self.held, &mut self.released);
+        release_for_drain(&mut self.held, &mut self.released);
         self.let_go(cx);
         self.below.drain(cx);
     }
@@ -358,7 +385,8 @@ pub struct Held<'a, R: Request> {
 }
 
 impl<R: Request> Held<'_, R> {
-    /// Lets a held request go on; nothing happens where it is not held (any more: a drain lets all of them go).
+    /// Lets a held request go on; nothing happens where it is not held (any more: a drain lets those go that
+    /// [`Flow::Hold`] holds).
     pub fn release(&mut self, tag: Tag) {
         self.released.extend(self.held.take(tag).map(|holding| holding.request));
     }

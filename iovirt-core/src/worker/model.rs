@@ -2,16 +2,20 @@
 //!
 //! Seen to fail where: a notification is taken away by a store, or a wake-up relaxed; `arrived` is set before the completions are
 //! there, or nobody is woken for them; an order, or `home_gone`, is written after the wake-up; `rests` is not taken back before a
-//! batch; `front_gone` is read after the batch was taken.
+//! batch; `front_gone` is read after the batch was taken; a worker that looked for work goes to sleep over a notification whose edge
+//! its looking took away; a lane that looks does not ask to be woken before the worker sleeps, or does not look once more after that.
 
-use super::{Bridge, BridgeQueue, Lane, LaneWaker, Turn, Worker, WorkerContext};
+use super::clock::{Clock, Time};
+use super::uring::UringPolicy;
+use super::{Bridge, BridgeQueue, Lane, LaneWaker, Turn, Worker, WorkerConfig, WorkerContext};
 use crate::backend::{Mode, Queue};
 use crate::model::{Disk, DiskState, Place, Sleeper, check, flushes, is_caught, settle, worker};
 use crate::request::block::BlockRequest;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::thread;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering as Plain};
+use std::sync::atomic::{AtomicU64 as PlainU64, AtomicUsize, Ordering as Plain};
+use std::time::Duration;
 
 /// Reads what others have left for it.
 struct Reader {
@@ -204,5 +208,146 @@ fn loom_a_home_does_not_outlive_its_front() {
         let mut home = running.join().unwrap();
         settle(&mut [&mut home]);
         assert_eq!((home.lanes(), disk.served.load(Plain::Relaxed)), (0, 1));
+    });
+}
+
+/// A clock that goes on a little whenever it is asked, so that every run of a model is the same.
+#[derive(Debug, Default)]
+struct Steps(PlainU64);
+
+impl Clock for Steps {
+    fn now(&self) -> Time {
+        Time::from_nanos(self.0.fetch_add(4_000, Plain::Relaxed))
+    }
+}
+
+/// A worker that looks two or three times before it sleeps.
+fn looking_worker() -> Worker {
+    let poll = Duration::from_micros(8);
+    let clock = Arc::new(Steps::default());
+    Worker::new(WorkerConfig { clock, uring: UringPolicy::Off, rounds: 1, poll }).unwrap()
+}
+
+/// One run of a worker that may wait and therefore looks.
+fn look(worker: &mut Worker) {
+    worker.run_within(Duration::from_micros(500)).unwrap();
+}
+
+/// Looks for mail that comes without a word, for as long as its worker looks, and asks for a word before that sleeps: as the queue of a
+/// device does with its driver.
+struct Looker {
+    mail: Arc<AtomicU64>,
+    wants: Arc<AtomicBool>,
+    seen: Arc<AtomicUsize>,
+    manners: Manners,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manners {
+    Good,
+    /// Does not look once more after it asked.
+    Hasty,
+}
+
+impl Lane for Looker {
+    fn turn(&mut self, cx: &mut WorkerContext<'_>) -> Turn {
+        // Read-modify-writes throughout: they are in one order for all, as with the fences of a ring.
+        self.wants.swap(false, Ordering::SeqCst);
+        let mail = self.mail.fetch_or(0, Ordering::SeqCst);
+        self.seen.store(usize::try_from(mail).unwrap(), Plain::Relaxed);
+        if cx.polls() {
+            return Turn::Poll;
+        }
+        self.wants.swap(true, Ordering::SeqCst);
+        let came = self.mail.fetch_or(0, Ordering::SeqCst) != mail;
+        if came && self.manners == Manners::Good { Turn::Again } else { Turn::Idle }
+    }
+}
+
+/// Mail comes while a worker looks and goes to sleep; a word is said only where it is asked for.
+fn mail_for_a_looker(manners: Manners) {
+    let mut worker = looking_worker();
+    let (mail, wants, seen) =
+        (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(true)), Arc::<AtomicUsize>::default());
+    let looker = Looker { mail: mail.clone(), wants: wants.clone(), seen: seen.clone(), manners };
+    let waker = worker.handle().add_lane(move |_| Some(Box::new(looker)));
+    let running = thread::spawn(move || {
+        look(&mut worker);
+        worker
+    });
+    for bit in [1, 2] {
+        mail.fetch_or(bit, Ordering::SeqCst);
+        if wants.fetch_and(true, Ordering::SeqCst) {
+            waker.wake();
+        }
+    }
+    let mut worker = running.join().unwrap();
+    settle(&mut [&mut worker]);
+    assert_eq!(seen.load(Plain::Relaxed), 3, "mail is left");
+}
+
+#[test]
+fn loom_a_worker_that_looks_sleeps_over_no_mail() {
+    check(2, || mail_for_a_looker(Manners::Good));
+}
+
+#[test]
+fn loom_a_lane_that_does_not_look_again_is_caught() {
+    assert!(is_caught(2, || mail_for_a_looker(Manners::Hasty)));
+}
+
+/// Words that come while a worker looks: it takes the first one in passing, and must not sleep over the second.
+#[test]
+fn loom_a_worker_that_looks_misses_no_wake_up() {
+    // Three: the worker goes first, hears one word, and has gone to sleep when the other comes.
+    check(3, || {
+        let mut worker = looking_worker();
+        let (mail, seen) = (Arc::new(AtomicU64::new(0)), Arc::<AtomicUsize>::default());
+        let idle = Looker {
+            mail: Arc::new(AtomicU64::new(0)),
+            wants: Arc::new(AtomicBool::new(true)),
+            seen: Arc::default(),
+            manners: Manners::Good,
+        };
+        // One lane has the worker look; the other is only woken.
+        worker.handle().add_lane(move |_| Some(Box::new(idle)));
+        let reader = Reader { mail: mail.clone(), seen: seen.clone() };
+        let waker = worker.handle().add_lane(move |_| Some(Box::new(reader)));
+        let running = thread::spawn(move || {
+            look(&mut worker);
+            worker
+        });
+        for bit in [1, 2] {
+            mail.fetch_or(bit, Ordering::Relaxed);
+            waker.wake();
+        }
+        let mut worker = running.join().unwrap();
+        settle(&mut [&mut worker]);
+        assert_eq!(seen.load(Plain::Relaxed), 3, "the lane sleeps over what it was woken for");
+    });
+}
+
+/// A lane that comes while the worker looks.
+#[test]
+fn loom_a_lane_that_is_added_to_a_worker_that_looks_gets_its_turn() {
+    check(2, || {
+        let mut worker = looking_worker();
+        let idle = Looker {
+            mail: Arc::new(AtomicU64::new(0)),
+            wants: Arc::new(AtomicBool::new(true)),
+            seen: Arc::default(),
+            manners: Manners::Good,
+        };
+        worker.handle().add_lane(move |_| Some(Box::new(idle)));
+        let (handle, seen) = (worker.handle(), Arc::<AtomicUsize>::default());
+        let running = thread::spawn(move || {
+            look(&mut worker);
+            worker
+        });
+        let reader = Reader { mail: Arc::new(AtomicU64::new(7)), seen: seen.clone() };
+        handle.add_lane(move |_| Some(Box::new(reader)));
+        let mut worker = running.join().unwrap();
+        settle(&mut [&mut worker]);
+        assert_eq!(seen.load(Plain::Relaxed), 7, "a lane was never made");
     });
 }

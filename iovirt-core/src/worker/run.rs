@@ -25,7 +25,7 @@ pub struct WorkerConfig {
     /// Whether it may use io_uring.
     pub uring: UringPolicy,
     /// How many rounds over its ready lanes one [`Worker::run`] makes at most: the bound on how long it keeps the
-    /// embedder's event loop.
+    /// embedder's event loop. A worker that polls makes more of them in [`Worker::run_within`], for as long as that may wait.
     pub rounds: usize,
     /// How long the worker looks for new work at most before it sleeps, so that whoever brings some need not wake it. It looks for
     /// less or not at all where that finds nothing. Zero, the default, turns it off. Only where the worker waits by itself: in
@@ -143,7 +143,7 @@ pub struct Worker {
 }
 
 /// While a worker looks for new work, it polls its descriptor once in that many looks.
-const LOOKS_PER_POLL: u32 = 64;
+const LOOKS_PER_POLL: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// The lane of [`Worker::with_context`]: it is nobody's.
 const SCRATCH: usize = 0;
@@ -258,8 +258,13 @@ impl Worker {
             self.round();
             self.flush_ring();
         }
-        let idle_since = self.look(window)?;
+        let idle_since = self.look(window, limit)?;
         self.core.polls = false;
+        if window > Duration::ZERO {
+            // Looking may have taken the edge of a notification off the descriptor: nobody would be woken by that any more.
+            self.inbox.heed();
+            self.accept_new();
+        }
         self.look_for_the_last_time();
         if !self.has_ready() {
             self.polling.sleeps(idle_since);
@@ -268,13 +273,14 @@ impl Worker {
     }
 
     /// Looks for new work until there was none for that long, and says since when. Ends early where somebody has left something for
-    /// the worker.
-    fn look(&mut self, window: Duration) -> io::Result<Time> {
-        let (mut idle_since, mut looks) = (self.core.now, 0u32);
+    /// the worker, and where work that does not end keeps an embedder waiting for longer than `limit`.
+    fn look(&mut self, window: Duration, limit: Option<Duration>) -> io::Result<Time> {
+        let (begun, mut idle_since, mut looks) = (self.core.now, self.core.now, 0u32);
+        let is_over = |now: Time| limit.is_some_and(|limit| now.since(begun) > limit);
         while self.core.lanes.iter().any(|lane| lane.polled) && !self.inbox.is_notified() {
             std::hint::spin_loop();
             looks = looks.wrapping_add(1);
-            if looks.is_multiple_of(LOOKS_PER_POLL) {
+            if looks.is_multiple_of(LOOKS_PER_POLL) || self.completions_wait() {
                 self.poll_descriptor(0)?;
             }
             if self.collect_completions() || self.gather() {
@@ -285,7 +291,7 @@ impl Worker {
             self.round();
             self.flush_ring();
             self.core.now = self.core.clock.now();
-            if self.core.now.since(idle_since) > window && !self.gather() {
+            if is_over(self.core.now) || (self.core.now.since(idle_since) > window && !self.gather()) {
                 break;
             }
         }
@@ -303,6 +309,11 @@ impl Worker {
             self.round();
             self.flush_ring();
         }
+    }
+
+    /// Whether a system call would bring completions.
+    fn completions_wait(&self) -> bool {
+        matches!(&self.core.ring, RingState::Open(ring) if ring.borrow_mut().waits_for_a_call())
     }
 
     /// Takes completions that have come by themselves; whether there were any.
@@ -332,6 +343,9 @@ impl Worker {
     }
 
     fn poll_descriptor(&mut self, timeout_ms: i32) -> io::Result<()> {
+        // The descriptor is shared too, and the model checker knows atomics only: here others may come first.
+        #[cfg(loom)]
+        self.inbox.is_notified();
         let Core { reactor, lanes, ring, clock, now, .. } = &mut self.core;
         let ready = |lane: usize| {
             if let Some(lane) = lanes.get_mut(lane) {

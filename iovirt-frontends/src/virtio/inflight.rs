@@ -64,18 +64,24 @@ pub(crate) struct InflightQueue {
 }
 
 impl InflightQueue {
-    /// The region at that offset of a shared memory, for a queue of that size. Fresh memory, which is all zeroes, is set up.
-    pub(crate) fn open(memory: &DmaSpace, offset: u64, size: u16) -> Result<Self, InflightError> {
-        let area: MappedArea<8> = memory.view().map_area(offset, region_len(size), Access::Write)?;
+    /// The region of so many entries at that offset of a shared memory, for a queue of that size. Fresh memory, which is all zeroes, is set
+    /// up.
+    pub(crate) fn open(
+        memory: &DmaSpace,
+        offset: u64,
+        (entries, size): (u16, u16),
+    ) -> Result<Self, InflightError> {
+        let area: MappedArea<8> = memory.view().map_area(offset, region_len(entries), Access::Write)?;
         match area.load_u16(VERSION, Ordering::Acquire) {
             0 => {
-                area.store_u16(ENTRIES, size, Ordering::Relaxed);
+                area.store_u16(ENTRIES, entries, Ordering::Relaxed);
                 area.store_u16(VERSION, SPLIT_VERSION, Ordering::Release);
             }
             SPLIT_VERSION => {}
             other => return Err(InflightError::Version(other)),
         }
-        let region = area.load_u16(ENTRIES, Ordering::Relaxed);
+        // Whatever is written there, no more than these are mapped.
+        let region = area.load_u16(ENTRIES, Ordering::Relaxed).min(entries);
         if region < size {
             return Err(InflightError::Size { region, queue: size });
         }
@@ -109,6 +115,13 @@ impl InflightQueue {
             head = (state >> NEXT_SHIFT) as u16;
         }
         self.area.store_u16(USED_IDX, used_idx, Ordering::Release);
+    }
+
+    /// Nothing is held any more: the device was reset, and its driver begins anew.
+    pub(crate) fn forget(&mut self) {
+        self.batch.clear();
+        (0..self.size).for_each(|head| self.set_state(head, 0));
+        self.area.store_u16(USED_IDX, 0, Ordering::Release);
     }
 
     /// A chain was taken: nothing may be done for it before this.
@@ -172,7 +185,7 @@ mod tests {
     }
 
     fn open(memory: &DmaSpace) -> InflightQueue {
-        InflightQueue::open(memory, 0, SIZE).unwrap()
+        InflightQueue::open(memory, 0, (SIZE, SIZE)).unwrap()
     }
 
     fn head(index: u16) -> Head {
@@ -200,16 +213,29 @@ mod tests {
     }
 
     #[test]
+    fn a_smaller_queue_leaves_room_for_a_larger_one() {
+        let memory = memory();
+        let mut small = InflightQueue::open(&memory, 0, (SIZE, 2)).unwrap();
+        small.taken(head(1));
+        assert_eq!(open(&memory).recover(0), [1]);
+        open(&memory).forget();
+        assert!(open(&memory).recover(5).is_empty());
+        // What the other side says of the size is not believed.
+        memory.view().write(ENTRIES as u64, &[0xff; 2]).unwrap();
+        assert!(InflightQueue::open(&memory, 0, (SIZE, SIZE + 1)).is_err());
+    }
+
+    #[test]
     fn foreign_regions_are_refused() {
         let memory = memory();
         drop(open(&memory));
         assert_eq!(
-            InflightQueue::open(&memory, 0, SIZE * 2).unwrap_err(),
+            InflightQueue::open(&memory, 0, (SIZE * 2, SIZE * 2)).unwrap_err(),
             InflightError::Size { region: SIZE, queue: SIZE * 2 }
         );
         memory.view().write(VERSION as u64, &[9, 0]).unwrap();
-        assert_eq!(InflightQueue::open(&memory, 0, SIZE).unwrap_err(), InflightError::Version(9));
-        assert!(matches!(InflightQueue::open(&memory, 0xfc0, SIZE), Err(InflightError::Outside(_))));
+        assert_eq!(InflightQueue::open(&memory, 0, (SIZE, SIZE)).unwrap_err(), InflightError::Version(9));
+        assert!(matches!(InflightQueue::open(&memory, 0xfc0, (SIZE, SIZE)), Err(InflightError::Outside(_))));
     }
 
     #[test]
@@ -249,7 +275,7 @@ mod tests {
                     2 => {
                         // The driver sees the index before the marks go: here a killed process has lost no chain either.
                         used_idx = used_idx.wrapping_add(unseen.len() as u16);
-                        prop_assert_eq!(&InflightQueue::open(&copy(&memory), 0, SIZE).unwrap().recover(used_idx), &held);
+                        prop_assert_eq!(&InflightQueue::open(&copy(&memory), 0, (SIZE, SIZE)).unwrap().recover(used_idx), &held);
                         queue.published(used_idx);
                         free.append(&mut unseen);
                     }
@@ -257,7 +283,7 @@ mod tests {
                 }
                 // What was returned and not shown is in flight for the driver, in the order in which it was taken.
                 let mut expected: Vec<u16> = held.iter().chain(&unseen).copied().collect();
-                let mut found = InflightQueue::open(&copy(&memory), 0, SIZE).unwrap().recover(used_idx);
+                let mut found = InflightQueue::open(&copy(&memory), 0, (SIZE, SIZE)).unwrap().recover(used_idx);
                 prop_assert!(held.iter().all(|index| found.contains(index)));
                 expected.sort_unstable();
                 found.sort_unstable();

@@ -360,12 +360,12 @@ impl QueueLane {
                 completer.done();
             }
             Command::Follow(completer) => {
-                if let Some(ring) = &mut self.ring {
-                    match ring.refresh() {
-                        Ok(true) => self.work.memory_changed(ring.view()),
-                        Ok(false) => {}
-                        Err(error) => self.report_broken_ring(&error.into()),
-                    }
+                match self.ring.as_mut().map(|ring| (ring.refresh(), ring)) {
+                    Some((Ok(true), ring)) => self.work.memory_changed(ring.view()),
+                    Some((Ok(false), _)) => {}
+                    Some((Err(error), _)) => self.report_broken_ring(&error.into()),
+                    // What is kept in store holds the memory of the last driver.
+                    None => self.work.memory_changed(&self.space.view()),
                 }
                 completer.done();
             }

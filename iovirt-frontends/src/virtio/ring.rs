@@ -42,9 +42,12 @@ impl Ring {
             pins.enter();
         }
         let view = space.view();
-        let queue = match start {
-            Start::Running => SplitQueue::new(state.config, features, &view)?,
-            Start::Paused => SplitQueue::restore(state, features, &view)?,
+        // One that begins owes its driver nothing; one that goes on, at rest or not, may owe it an interrupt.
+        let begins = start == Start::Running && (state.next_avail, state.next_used) == (0, 0);
+        let queue = if begins {
+            SplitQueue::new(state.config, features, &view)?
+        } else {
+            SplitQueue::restore(state, features, &view)?
         };
         Ok(Self { queue, view, pins, inflight: None, shared, link, index })
     }

@@ -10,8 +10,12 @@ use iovirt_core::pipeline::BoxInterposer;
 use iovirt_core::request::block::BlockRequest;
 use iovirt_core::request::net::NetRequest;
 
-const KINDS: [(&str, FaultKind); 3] =
-    [("error", FaultKind::Error), ("stall", FaultKind::Stall), ("drop", FaultKind::Drop)];
+const KINDS: [(&str, FaultKind); 4] = [
+    ("error", FaultKind::Error),
+    ("stall", FaultKind::Stall),
+    ("hang", FaultKind::Hang),
+    ("drop", FaultKind::Drop),
+];
 
 pub(super) fn row() -> StageRow {
     StageRow::any_interposer(FaultConfig::INFO, build::<BlockRequest>, build::<NetRequest>)
@@ -36,7 +40,7 @@ impl TypedStage for FaultConfig {
             ),
             KeyInfo::default(
                 "kind",
-                ValueKind::Choice(&["error", "stall", "drop"]),
+                ValueKind::Choice(&["error", "stall", "hang", "drop"]),
                 "error",
                 "what becomes of a request that is struck; drop breaks the contract and is for tests",
             ),
@@ -71,6 +75,7 @@ impl TypedStage for FaultConfig {
         let kind_name = |kind: &FaultKind| match kind {
             FaultKind::Error => "error".into(),
             FaultKind::Stall => "stall".into(),
+            FaultKind::Hang => "hang".into(),
             FaultKind::Drop => "drop".into(),
         };
         Spec::new(&Self::INFO)

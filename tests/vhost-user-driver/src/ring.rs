@@ -282,6 +282,9 @@ impl Ring {
     pub fn begin_again(&mut self) {
         self.memory.store_u16(self.places.used + 2, 0, Ordering::Relaxed);
         self.memory.store_u16(self.places.used, 0, Ordering::Relaxed);
+        // What the last server waited for is no index of the next one, which may write its own only once it took a request.
+        let event = self.places.used + 4 + 8 * usize::from(self.size);
+        self.memory.store_u16(event, 0, Ordering::Relaxed);
         (self.next_available, self.published, self.last_used, self.seen_used, self.asked) = (0, 0, 0, 0, 0);
         for slot in 0..self.slots {
             if self.in_flight[usize::from(slot)] {
@@ -403,7 +406,10 @@ mod tests {
         ring.publish();
         give_back(&memory, &ring, 0, 7);
         assert_eq!(ring.take_used(), Ok(Some((0, 7))));
+        let event = ring.places.used + 4 + 8 * 8;
+        memory.store_u16(event, 77, Ordering::Relaxed);
         ring.begin_again();
+        assert_eq!(memory.load_u16(event, Ordering::Relaxed), 0);
         assert_eq!((ring.used_index(), ring.in_flight()), (0, 1));
         assert_eq!(memory.load_u16(ring.places.available + 2, Ordering::Relaxed), 1);
         assert_eq!(memory.load_u16(ring.places.available + 4, Ordering::Relaxed), 3);

@@ -221,8 +221,12 @@ fn one_server(
     results.add_server(server.target, server.label);
     let mut running = server.start(place, files, &DriverOptions::blk())?;
     for load in &plan.loads {
-        let (queue, cpu) = running.parts();
-        let sample = client::measure(queue, *load, files.bytes(), plan.span, &cpu)
+        let sample = {
+            let (queue, cpu) = running.parts();
+            client::measure(queue, *load, files.bytes(), plan.span, &cpu)
+        };
+        let sample = sample
+            .map_err(|error| running.explain(&error))
             .context(format_args!("{head}, {}", server.label))?;
         progress(head, server.label, *load, &sample);
         results.points.entry((server.target, server.label, *load)).or_default().push(sample);

@@ -124,10 +124,32 @@ pub(crate) struct Running {
 enum Work {
     /// The connection lasts as long as this does.
     Process {
-        child: Child,
+        process: Process,
         _session: Session,
     },
     Thread(Floor),
+}
+
+/// A server's process, which ends with this; and the file of what it says.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    words: PathBuf,
+}
+
+impl Process {
+    /// The last that it said.
+    fn last_words(&self) -> String {
+        cmd::tail(&fs::read_to_string(&self.words).unwrap_or_default(), 10)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Server {
@@ -154,15 +176,13 @@ impl Server {
         let said = File::create(&words).context(words.display())?;
         let arguments = self.command(place, files, &socket);
         let mut command = Cmd::new(&arguments[0]).args(&arguments[1..]).into_inner();
-        let mut child =
+        let child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().context(self.label)?;
+        let process = Process { child, words };
         match connect(&socket, options) {
-            Ok((session, queue)) => Ok(Running { queue, work: Work::Process { child, _session: session } }),
+            Ok((session, queue)) => Ok(Running { queue, work: Work::Process { process, _session: session } }),
             Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                let words = fs::read_to_string(&words).unwrap_or_default();
-                Err(Error::new(format!("{}: {error}\n{}", arguments.join(" "), cmd::tail(&words, 10))))
+                Err(Error::new(format!("{}: {error}\n{}", arguments.join(" "), process.last_words())))
             }
         }
     }
@@ -215,7 +235,7 @@ impl Server {
     }
 }
 
-/// Connects; on a ring that is large enough for the depth also where the server has no indirect descriptors.
+/// Connects. Without indirect descriptors the ring would have no room for the largest depth.
 fn connect(socket: &Path, options: &Options) -> Result<(Session, BlkQueue)> {
     let driver = BlkDriver::connect(socket, options).context("connecting")?;
     if driver.session.features() & feature::INDIRECT_DESC == 0 {
@@ -239,14 +259,19 @@ impl Running {
         (&mut self.queue, || self.work.cpu())
     }
 
-    /// Ends it.
+    /// Ends it; a process by force.
     pub(crate) fn stop(self) -> Result<()> {
         match self.work {
-            Work::Process { mut child, .. } => {
-                child.kill().context("ending a server")?;
-                child.wait().context("a server's end").map(|_| ())
-            }
+            Work::Process { .. } => Ok(()),
             Work::Thread(floor) => floor.stop(),
+        }
+    }
+
+    /// An error of the client's, with what the server said last.
+    pub(crate) fn explain(&self, error: &Error) -> Error {
+        match &self.work {
+            Work::Process { process, .. } => Error::new(format!("{error}\n{}", process.last_words())),
+            Work::Thread(_) => Error::new(error.to_string()),
         }
     }
 }
@@ -254,8 +279,8 @@ impl Running {
 impl Work {
     fn cpu(&self) -> Result<Duration> {
         match self {
-            Self::Process { child, .. } => {
-                sys::time_of_process(child.id() as i32).context("the server's clock")
+            Self::Process { process, .. } => {
+                sys::time_of_process(process.child.id() as i32).context("the server's clock")
             }
             Self::Thread(floor) => floor.cpu(),
         }

@@ -8,10 +8,12 @@ mod net;
 mod pci;
 mod pci_pin;
 mod readonly;
+mod removed;
 mod resize;
 mod rootfs;
 mod save_restore;
 mod smp;
+mod stuck;
 mod swap;
 mod terminated;
 mod vanished;
@@ -26,7 +28,7 @@ use crate::lab::kernel::Series;
 use crate::lab::parts::Parts;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 20] = [
+pub(crate) const ALL: [&Case; 22] = [
     &builtin::CASE,
     &exit_code::CASE,
     &rootfs::CASE,
@@ -38,6 +40,8 @@ pub(crate) const ALL: [&Case; 20] = [
     &pci_pin::CASE,
     &save_restore::CASE,
     &swap::CASE,
+    &removed::CASE,
+    &stuck::CASE,
     &vanished::CASE,
     &terminated::CASE,
     &net::MMIO,
@@ -85,7 +89,7 @@ pub(crate) struct Case {
     /// Those of them that are on the PCI bus.
     pub pci_devices: &'static [&'static str],
     /// What the lab machine does in place of just running our VMM, which is `guest` in this shell script, to be run in the
-    /// background. Such a case has no reference.
+    /// background. Such a case may have no reference.
     pub host: Option<&'static str>,
     /// On which kernels it runs if it is not named.
     pub usual: Usual,

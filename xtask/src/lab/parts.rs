@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Result, copy, read, write};
 use crate::lab::cpio::Cpio;
+use crate::lab::fio;
 use crate::lab::kernel::{Kernel, Module, Series};
 use crate::setup;
 
@@ -29,6 +30,9 @@ pub(crate) struct Parts {
     /// Those of guests.
     pub guests: Vec<(Series, Kernel)>,
     busybox: Vec<u8>,
+    cache: PathBuf,
+    /// The program itself, which needs no libraries.
+    pub busybox_file: PathBuf,
     /// Our own programs: their names and what they are.
     programs: Vec<(&'static str, Vec<u8>)>,
 }
@@ -52,7 +56,8 @@ impl Parts {
             .unwrap_or_else(|| tree.join("bin/busybox"));
         let programs = PROGRAMS.iter().map(|name| Ok((*name, compiled(cache, name)?)));
         let programs = programs.collect::<Result<Vec<_>>>()?;
-        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, programs })
+        let cache = cache.to_owned();
+        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, busybox_file: busybox, programs, cache })
     }
 
     /// The initial RAM disk of the host.
@@ -88,6 +93,11 @@ impl Parts {
             write(&tree.join("cases").join(name), script)?;
         }
         Ok(())
+    }
+
+    /// Puts the disk with fio, `fio.img`, into the folder of a case.
+    pub(crate) fn add_fio(&self, folder: &Path) -> Result<()> {
+        copy(&fio::disk(&self.cache)?, &folder.join("fio.img"))
     }
 
     fn system(&self, kernel: &Kernel, modules: &[&str]) -> Result<Cpio> {

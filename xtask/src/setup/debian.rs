@@ -129,12 +129,20 @@ pub(crate) fn unpacked(cache: &Path, package: &str) -> Result<PathBuf> {
 
 /// The package that `package` depends on first.
 pub(crate) fn points_to(package: &str) -> Result<String> {
-    let ask = || -> Result<String> {
+    let first = dependencies(package)?.into_iter().next();
+    first.ok_or_else(|| Error::new(format!("{package} depends on nothing")))
+}
+
+/// The packages that `package` depends on. One without any counts as unknown: the lists of packages may be missing.
+pub(crate) fn dependencies(package: &str) -> Result<Vec<String>> {
+    let ask = || -> Result<Vec<String>> {
         let said = Cmd::new("apt-cache").args(["depends", package]).text()?;
-        said.lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: "))
+        let found: Vec<String> = said
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
             .map(str::to_owned)
-            .ok_or_else(|| Error::new(format!("{package} depends on nothing")))
+            .collect();
+        if found.is_empty() { Err(Error::new(format!("{package} depends on nothing"))) } else { Ok(found) }
     };
     ask().or_else(|error| {
         if !is_root() {

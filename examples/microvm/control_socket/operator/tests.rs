@@ -5,6 +5,7 @@ use iovirt::core::irq::EventFdInterrupt;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::common::control_socket::request::parse;
 
 fn operator(descriptions: &[&str]) -> Operator {
     let registry = Arc::new(Registry::standard());
@@ -20,7 +21,7 @@ fn operator(descriptions: &[&str]) -> Operator {
 
 /// What a client would read.
 fn ask(operator: &Operator, request: &str) -> String {
-    let reply = operator.serve(Request::parse(request.as_bytes()).unwrap());
+    let reply = operator.serve(parse(request.as_bytes()).unwrap());
     let line = reply.line();
     assert!(line.ends_with("}\n") && line.matches('\n').count() == 1, "{line:?}");
     line.trim_end().to_owned()
@@ -44,6 +45,35 @@ fn devices_and_their_stages_are_listed_and_exchanged() {
 }
 
 #[test]
+fn a_stack_is_taken_away_and_another_put_in_its_place() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let path = image.path().display();
+    let disk = format!("virtio-blk -> swappable -> file,path={path}");
+    let operator = operator(&[&disk, "virtio-net -> swappable -> loopback"]);
+    for device in 0..2 {
+        let reply = ask(&operator, &format!(r#"{{"do":"remove","device":{device}}}"#));
+        assert!(reply.contains("swappable -> vacant"), "{reply}");
+        assert!(operator.devices[device].has_vacancy());
+        let reply = ask(&operator, &format!(r#"{{"do":"remove","device":{device}}}"#));
+        assert!(reply.contains("the place is vacant"), "{reply}");
+    }
+    let list = ask(&operator, r#"{"do":"devices"}"#);
+    assert_eq!(list.matches(r#""stages":["swappable","vacant"]"#).count(), 2, "{list}");
+    assert!(ask(&operator, r#"{"do":"resize","device":0,"size":"2M"}"#).contains("can be resized"));
+    assert!(ask(&operator, r#"{"do":"swap","device":0,"to":"null"}"#).contains("the place is vacant"));
+    assert!(
+        ask(&operator, r#"{"do":"add","device":0,"to":"memory,size=4K"}"#).contains("fewer than 1048576")
+    );
+    assert!(ask(&operator, r#"{"do":"add","device":1,"to":"loopback,mtu=9000"}"#).contains("not 1500"));
+    // The file is free: it can be opened again at once.
+    let reply = ask(&operator, &format!(r#"{{"do":"add","device":0,"to":"stats -> file,path={path}"}}"#));
+    assert!(reply.contains(&format!("swappable -> stats -> file,path={path}")), "{reply}");
+    assert!(ask(&operator, r#"{"do":"add","device":1,"to":"loopback"}"#).contains("swappable -> loopback"));
+    assert!(!operator.devices.iter().any(Device::has_vacancy));
+}
+
+#[test]
 fn what_cannot_be_done_is_said_in_a_sentence() {
     let operator = operator(&[DISK]);
     for (request, says) in [
@@ -54,8 +84,10 @@ fn what_cannot_be_done_is_said_in_a_sentence() {
         (r#"{"do":"swap","device":0,"to":"file,path=/does/not/exist"}"#, "/does/not/exist"),
         (r#"{"do":"swap","device":0,"stage":"fault","to":"null"}"#, "`fault` of device 0 is no such place"),
         (r#"{"do":"swap","device":0,"stage":"x","to":"null"}"#, "device 0 has no stage `x`"),
-        (r#"{"do":"add","device":0,"stage":"swappable","branch":"null"}"#, "keeps the branches"),
-        (r#"{"do":"remove","device":0,"stage":"mirror","branch":1}"#, "device 0 has no stage `mirror`"),
+        (r#"{"do":"add","device":0,"to":"null"}"#, "there is a stack in the place"),
+        (r#"{"do":"add","device":0,"to":"null,->"}"#, "column"),
+        (r#"{"do":"remove","device":0,"stage":"mirror"}"#, "device 0 has no stage `mirror`"),
+        (r#"{"do":"remove","device":0,"stage":"memory"}"#, "`memory` of device 0 is no such place"),
         (r#"{"do":"set","device":0,"to":"fault,every=many"}"#, "every"),
         (r#"{"do":"set","device":0,"to":"memory,size=1M"}"#, "`memory` cannot be changed while it runs"),
         (r#"{"do":"set","device":0,"to":"stats"}"#, "device 0 has no stage `stats`"),

@@ -31,6 +31,9 @@ pub enum FaultKind {
     Error,
     /// It stays unanswered until the queue drains or the control handle lets it go; then it goes on.
     Stall,
+    /// It stays unanswered until the control handle lets it go; a drain does not, so the queue does not come to rest before: what a
+    /// back-end looks like that is stuck.
+    Hang,
     /// It is dropped without an answer, which **breaks the contract**: for tests of whoever stands above.
     Drop,
 }

@@ -27,6 +27,7 @@ pub(super) struct Settings {
 pub(super) struct Counters {
     errors: AtomicU64,
     stalls: AtomicU64,
+    hangs: AtomicU64,
     drops: AtomicU64,
 }
 
@@ -37,6 +38,8 @@ pub struct FaultSnapshot {
     pub errors: u64,
     /// Left unanswered; those that were let go since are counted all the same.
     pub stalls: u64,
+    /// Left unanswered also through a drain; counted in the same way.
+    pub hangs: u64,
     /// Dropped.
     pub drops: u64,
 }
@@ -69,9 +72,9 @@ impl FaultControl {
 
     /// What the stage did so far.
     pub fn snapshot(&self) -> FaultSnapshot {
-        let Counters { errors, stalls, drops } = &self.counters;
+        let Counters { errors, stalls, hangs, drops } = &self.counters;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        FaultSnapshot { errors: get(errors), stalls: get(stalls), drops: get(drops) }
+        FaultSnapshot { errors: get(errors), stalls: get(stalls), hangs: get(hangs), drops: get(drops) }
     }
 }
 
@@ -80,6 +83,7 @@ impl Counters {
         let counter = match kind {
             FaultKind::Error => &self.errors,
             FaultKind::Stall => &self.stalls,
+            FaultKind::Hang => &self.hangs,
             FaultKind::Drop => &self.drops,
         };
         counter.fetch_add(1, Ordering::Relaxed);

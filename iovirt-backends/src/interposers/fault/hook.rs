@@ -64,6 +64,7 @@ impl<R: Request> Hook<R> for FaultHook {
         match kind {
             FaultKind::Error => Flow::Complete(R::failed()),
             FaultKind::Stall => Flow::Hold,
+            FaultKind::Hang => Flow::Keep,
             FaultKind::Drop => {
                 self.to_drop.push(request.tag());
                 cx.run_again();

@@ -7,7 +7,7 @@
 //! | option | default | meaning |
 //! |---|---|---|
 //! | `fail` | `all` | the kinds of request that it may strike: `all`, or names with `+` between them |
-//! | `kind` | `error` | what becomes of a request that is struck: `error`, `stall`, `drop` |
+//! | `kind` | `error` | what becomes of a request that is struck: `error`, `stall`, `hang`, `drop` |
 //! | `every` | `0` | strikes every so-many-th of these requests on each queue; 0 for none |
 //! | `permille` | `0` | strikes each of these with this probability in thousandths |
 //! | `seed` | `1` | where chance begins |
@@ -36,7 +36,7 @@
 //!   chance, in the order in which they are opened.
 //! * A request that fails here never reached what is below: a write that failed changed nothing.
 //! * A stalled request goes on when the queue drains or [`FaultControl::release`] is called; while a queue drains nothing is
-//!   stalled or dropped.
+//!   stalled or dropped. What hangs goes on only by that call, and keeps its queue from rest.
 //! * Nothing shared is written but for a request that is struck; no lock but when the settings change.
 //! * Nothing is saved or restored: settings belong to whoever runs the process.
 

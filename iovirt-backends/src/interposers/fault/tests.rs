@@ -102,6 +102,31 @@ fn the_stalled_wait_for_the_control_handle_or_a_drain() {
 }
 
 #[test]
+fn what_hangs_keeps_a_queue_from_rest_until_the_control_handle_lets_it_go() {
+    let config =
+        FaultConfig { fail: kinds("read"), every: 2, kind: FaultKind::Hang, ..FaultConfig::default() };
+    let (mut driver, control) = open(&config);
+    let reads = BlockIo::read(0, 512);
+    submit(&mut driver, 4, &reads);
+    assert_eq!(driver.turn().len(), 2);
+    driver.drain();
+    // Also what comes while it drains.
+    submit(&mut driver, 2, &reads);
+    for _ in 0..10 {
+        driver.turn();
+    }
+    let in_flight = driver.with_queue(|queue, _| queue.in_flight());
+    assert_eq!((driver.mode(), in_flight, control.snapshot().hangs), (Mode::Draining, 3, 3));
+    // The way back is open, and what is asked for meanwhile is done.
+    driver.resume();
+    assert_eq!(driver.run(BlockIo::flush()).unwrap().output, BlockOutput::Done);
+    driver.drain();
+    control.release();
+    driver.quiesce().unwrap();
+    assert_eq!((driver.mode(), driver.in_flight()), (Mode::Quiesced, 0));
+}
+
+#[test]
 fn the_dropped_are_noticed_by_their_client() {
     let config = FaultConfig { every: 2, kind: FaultKind::Drop, ..FaultConfig::default() };
     let (mut driver, control) = open(&config);

@@ -56,6 +56,18 @@ impl Latency {
         self.sum.checked_div(self.count()).map(Duration::from_nanos)
     }
 
+    /// The sum of all latencies. Exact up to a total of 584 years.
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.sum)
+    }
+
+    /// The buckets that hold requests, from the shortest latency up: the largest latency that a bucket holds, and how many
+    /// requests it holds. A bucket ends one nanosecond below each power of two nanoseconds.
+    pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let held = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        held.map(|(bucket, count)| (Duration::from_nanos(upper_bound(bucket)), *count))
+    }
+
     /// What `percent` percent of the requests did not exceed (clamped to 0 to 100): never below the exact value, and above
     /// it by 1/32 at most. `None` where nothing was measured.
     pub fn percentile(&self, percent: f64) -> Option<Duration> {
@@ -90,8 +102,7 @@ impl Latency {
 impl Serialize for Latency {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let nanos = |time: Option<Duration>| time.map(|time| time.as_nanos() as u64);
-        let held = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
-        let buckets: Vec<_> = held.map(|(bucket, count)| (upper_bound(bucket), *count)).collect();
+        let buckets: Vec<_> = self.buckets().map(|(bound, count)| (bound.as_nanos() as u64, count)).collect();
         let mut out = serializer.serialize_struct("Latency", 8)?;
         out.serialize_field("count", &self.count())?;
         out.serialize_field("mean_ns", &nanos(self.mean()))?;

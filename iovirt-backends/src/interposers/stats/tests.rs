@@ -83,6 +83,25 @@ fn work_within_a_turn_takes_time() {
     assert_eq!(control.snapshot().kinds[1].latency.mean(), Some(Duration::from_micros(2)));
 }
 
+/// What an exporter of histograms adds up.
+#[test]
+fn buckets_and_their_sum_are_all_requests() {
+    let stack = stack("stats");
+    let config = WorkerConfig { clock: Arc::<StepClock>::default(), ..WorkerConfig::default() };
+    let mut rig = Rig::with_worker(&stack, config);
+    for _ in 0..5 {
+        rig.range(BlockOp::Flush, 0, 0);
+    }
+    let latency = &control(&stack, "stats").snapshot().kinds[2].latency;
+    assert_eq!(latency.buckets().map(|(_, count)| count).sum::<u64>(), 5);
+    let bounds: Vec<_> = latency.buckets().map(|(bound, _)| bound).collect();
+    assert!(bounds.is_sorted() && bounds[0] >= Duration::from_micros(1), "{bounds:?}");
+    assert_eq!(latency.sum(), latency.mean().unwrap() * 5);
+    for power in 0..38 {
+        assert!((0..BUCKETS).any(|bucket| upper_bound(bucket) + 1 == 1 << power), "{power}");
+    }
+}
+
 #[test]
 fn a_reset_counts_from_there_and_leaves_what_is_in_flight() {
     let stack = stack("stats");

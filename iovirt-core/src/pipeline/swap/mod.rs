@@ -1,14 +1,18 @@
-//! Putting another stack in the place of one that a device uses, without the device noticing more than a pause.
+//! Putting another stack in the place of one that a device uses, without the device noticing more than a pause; or taking it away,
+//! and putting one back later.
 //!
 //! A [`Swappable`] stands where the exchange is to be possible. [`SwapControl::swap`] checks the newcomer's capabilities and
 //! starts the exchange; from then on it is the workers that carry it through, each its own queues, step by step:
 //!
 //! ```text
-//!            swap()            every queue at rest      every queue open
-//!   Idle ──────────► Draining ─────────────────► Opening ───────────────► Idle (new)
+//!            swap()            every queue at rest      every queue open        every queue gone from the old
+//!   Idle ──────────► Draining ─────────────────► Opening ───────────────► Closing ───────────► Idle (new)
 //!                       │                           │
 //!                       └──────── cancel, or a queue that cannot be opened ──► Idle (old)
 //! ```
+//!
+//! [`SwapControl::remove`] is an exchange for a vacancy: its requests fail ([`Request::failed`]), its tokens wait, and what it
+//! states is what the guest was told ([`Request::vacant`]), so that [`SwapControl::insert`] can check who may come.
 //!
 //! While it is under way, requests that come down are parked and go to whichever stack is in place at the end; none fails
 //! and none is lost. So are tokens ([`Request::is_token`]) that the old stack gives back as it comes to rest: their client
@@ -18,8 +22,11 @@
 //! Locks: one per exchange and step; a request takes none. A poll costs one relaxed load of a shared number.
 
 mod queue;
+mod vacancy;
 
+use queue::Membership;
 pub use queue::SwappableQueue;
+use vacancy::Vacancy;
 
 use super::{BoxBackend, Event, EventListener, Listeners, Stages};
 use crate::backend::Backend;
@@ -61,6 +68,7 @@ struct Shared<R: Request> {
 
 struct State<R: Request> {
     current: BoxBackend<R>,
+    occupancy: Occupancy,
     /// How many exchanges came to their end.
     generation: u64,
     phase: Phase<R>,
@@ -77,8 +85,33 @@ struct Member {
 
 enum Phase<R: Request> {
     Idle,
-    Draining { newcomer: BoxBackend<R>, completer: Completer },
-    Opening { newcomer: BoxBackend<R>, completer: Completer },
+    Draining {
+        newcomer: Newcomer<R>,
+        completer: Completer,
+    },
+    Opening {
+        newcomer: Newcomer<R>,
+        completer: Completer,
+    },
+    /// The newcomer is in place and serves; queues let go of the old stack.
+    Closing {
+        completer: Completer,
+    },
+}
+
+/// What is to come into the place.
+struct Newcomer<R: Request> {
+    stack: BoxBackend<R>,
+    occupancy: Occupancy,
+}
+
+/// What is in a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occupancy {
+    /// Somebody's stack.
+    Stack,
+    /// A [`Vacancy`].
+    Vacancy,
 }
 
 /// Why an exchange cannot begin.
@@ -90,6 +123,12 @@ pub enum SwapError {
     /// The newcomer lacks what the guest was told.
     #[error("{0}")]
     Incompatible(String),
+    /// There is no stack to exchange or to take away.
+    #[error("the place is vacant: a stack can be put into it")]
+    Vacant,
+    /// There is a stack where one was to be put into a vacancy.
+    #[error("there is a stack in the place: it can be exchanged, or taken away first")]
+    Occupied,
 }
 
 impl<R: Request> State<R> {
@@ -128,10 +167,14 @@ impl<R: Request> Shared<R> {
                     self.announce(state);
                 }
                 Phase::Opening { newcomer, completer } => {
-                    state.current = newcomer;
+                    state.current = newcomer.stack;
+                    state.occupancy = newcomer.occupancy;
                     state.generation += 1;
+                    state.phase = Phase::Closing { completer };
                     self.announce(state);
                     self.listen(&state.current);
+                }
+                Phase::Closing { completer } => {
                     completer.done();
                     return;
                 }
@@ -139,9 +182,11 @@ impl<R: Request> Shared<R> {
         }
     }
 
-    /// Goes back to the stack in place; the ticket counts as cancelled, as its completer is dropped.
+    /// Goes back to the stack in place, unless the newcomer is there already; the ticket counts as cancelled, as its completer is
+    /// dropped.
     fn back_out(&self, state: &mut State<R>) {
-        if !matches!(std::mem::replace(&mut state.phase, Phase::Idle), Phase::Idle) {
+        if matches!(state.phase, Phase::Draining { .. } | Phase::Opening { .. }) {
+            state.phase = Phase::Idle;
             self.announce(state);
         }
     }
@@ -184,21 +229,72 @@ impl<R: Request> EventListener for Relay<R> {
 }
 
 impl<R: Request> SwapControl<R> {
-    /// Begins to put `newcomer` in the place of the stack in use. The ticket is done when every queue works on it, and
-    /// cancelled where one could not be opened or [`SwapControl::cancel`] came first; then the old stack goes on.
+    /// Begins to put `newcomer` in the place of the stack in use. The ticket is done when every queue works on it and none holds
+    /// the old stack any more, and cancelled where one could not be opened or [`SwapControl::cancel`] came first; then the old
+    /// stack goes on.
     ///
     /// With no queue open the exchange is over when this returns. Listeners hear that capabilities and size may have changed.
     ///
     /// # Errors
-    /// Where another exchange is under way, or the newcomer lacks what the guest was told.
+    /// Where another exchange is under way, the place is vacant, or the newcomer lacks what the guest was told.
     pub fn swap(&self, newcomer: BoxBackend<R>) -> Result<Ticket, SwapError> {
+        self.begin(Occupancy::Stack, |told| self.checked(told, newcomer))
+    }
+
+    /// Begins to take the stack in use away: its requests in flight finish, it comes to rest, and its queues are closed. Until
+    /// another is put in its place, requests fail, and the guest is told what it was told before, but for a link, which is
+    /// down. The ticket is done when no queue holds the stack any more: what it has open is closed then, unless somebody else
+    /// holds the stack or a handle of its stages. It is cancelled by [`SwapControl::cancel`]; then the stack goes on.
+    ///
+    /// A place that is vacant saves nothing, and a device that is saved so is restored into one that has a stack in this place;
+    /// it may be taken away before the device goes on.
+    ///
+    /// # Errors
+    /// Where another exchange is under way, or the place is vacant.
+    pub fn remove(&self) -> Result<Ticket, SwapError> {
+        let vacancy = |told: &R::Caps| {
+            Ok(Newcomer { stack: BoxBackend::new(Vacancy::of(told)), occupancy: Occupancy::Vacancy })
+        };
+        self.begin(Occupancy::Stack, vacancy)
+    }
+
+    /// Begins to put `newcomer` into a place that [`SwapControl::remove`] has made vacant. The ticket is done when every queue
+    /// works on it, and cancelled where one could not be opened or [`SwapControl::cancel`] came first; then the place stays
+    /// vacant.
+    ///
+    /// # Errors
+    /// Where another exchange is under way, there is a stack in the place, or the newcomer lacks what the guest was told.
+    pub fn insert(&self, newcomer: BoxBackend<R>) -> Result<Ticket, SwapError> {
+        self.begin(Occupancy::Vacancy, |told| self.checked(told, newcomer))
+    }
+
+    /// Whether the stack was taken away, and no other is in its place.
+    pub fn is_vacant(&self) -> bool {
+        self.shared.state().occupancy == Occupancy::Vacancy
+    }
+
+    fn checked(&self, told: &R::Caps, stack: BoxBackend<R>) -> Result<Newcomer<R>, SwapError> {
+        (self.shared.compatible)(told, &stack.caps()).map_err(SwapError::Incompatible)?;
+        Ok(Newcomer { stack, occupancy: Occupancy::Stack })
+    }
+
+    /// Begins an exchange for what `choose` makes of the capabilities in place, where the place is as expected.
+    fn begin(
+        &self,
+        expected: Occupancy,
+        choose: impl FnOnce(&R::Caps) -> Result<Newcomer<R>, SwapError>,
+    ) -> Result<Ticket, SwapError> {
         let ticket = {
             let mut state = self.shared.state();
             if !matches!(state.phase, Phase::Idle) {
                 return Err(SwapError::Busy);
             }
-            let (old, new) = (state.current.caps(), newcomer.caps());
-            (self.shared.compatible)(&old, &new).map_err(SwapError::Incompatible)?;
+            match (expected, state.occupancy) {
+                (Occupancy::Stack, Occupancy::Vacancy) => return Err(SwapError::Vacant),
+                (Occupancy::Vacancy, Occupancy::Stack) => return Err(SwapError::Occupied),
+                _ => {}
+            }
+            let newcomer = choose(&state.current.caps())?;
             let (ticket, completer) = Ticket::new();
             state.phase = Phase::Draining { newcomer, completer };
             self.shared.announce(&mut state);
@@ -222,7 +318,7 @@ impl<R: Request> SwapControl<R> {
         self.shared.back_out(&mut state);
     }
 
-    /// The stack in use.
+    /// The stack in use; of a place that is vacant, what has requests fail.
     pub fn current(&self) -> BoxBackend<R> {
         self.shared.state().current.clone()
     }
@@ -231,8 +327,14 @@ impl<R: Request> SwapControl<R> {
 impl<R: Request> Swappable<R> {
     /// A place that holds `stack` at first. `compatible` decides who may take its place.
     pub fn new(stack: BoxBackend<R>, compatible: Compatible<R>) -> Self {
-        let state =
-            State { current: stack, generation: 0, phase: Phase::Idle, queues: Vec::new(), next_member: 0 };
+        let state = State {
+            current: stack,
+            occupancy: Occupancy::Stack,
+            generation: 0,
+            phase: Phase::Idle,
+            queues: Vec::new(),
+            next_member: 0,
+        };
         let shared = Arc::new(Shared {
             compatible,
             step: AtomicU64::new(0),
@@ -293,7 +395,8 @@ impl<R: Request> Backend<R> for Swappable<R> {
                 drop(state);
                 // Whatever is under way, this queue finds it in its first poll.
                 cx.run_again();
-                return Ok(SwappableQueue::new(self.shared.clone(), id, depth, below, generation));
+                let member = Membership { shared: self.shared.clone(), id };
+                return Ok(SwappableQueue::new(member, depth, below, generation));
             }
         }
     }

@@ -11,8 +11,6 @@ use std::fmt;
 
 /// The data plane of a [`Swappable`](super::Swappable).
 pub struct SwappableQueue<R: Request> {
-    shared: Arc<Shared<R>>,
-    id: u64,
     depth: Depth,
     below: BoxQueue<R>,
     /// Of the stack that `below` belongs to.
@@ -24,6 +22,14 @@ pub struct SwappableQueue<R: Request> {
     seen: u64,
     parked: Vec<R>,
     draining: bool,
+    // Behind the queues: with this one gone, no exchange waits for it, and then it holds no stack either.
+    member: Membership<R>,
+}
+
+/// A queue's place among those that take part in exchanges.
+pub(super) struct Membership<R: Request> {
+    pub(super) shared: Arc<Shared<R>>,
+    pub(super) id: u64,
 }
 
 /// What a queue does for the exchange under way.
@@ -37,17 +43,20 @@ enum Part {
     Waiting,
 }
 
+/// What a step asks of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// To serve.
+    Serve,
+    /// To come to rest, and to do its part then.
+    Rest,
+    /// To serve, and to tell that it holds the old stack no more.
+    Leave,
+}
+
 impl<R: Request> SwappableQueue<R> {
-    pub(super) fn new(
-        shared: Arc<Shared<R>>,
-        id: u64,
-        depth: Depth,
-        below: BoxQueue<R>,
-        generation: u64,
-    ) -> Self {
+    pub(super) fn new(member: Membership<R>, depth: Depth, below: BoxQueue<R>, generation: u64) -> Self {
         Self {
-            shared,
-            id,
             depth,
             below,
             generation,
@@ -56,25 +65,45 @@ impl<R: Request> SwappableQueue<R> {
             seen: u64::MAX,
             parked: Vec::with_capacity(depth.get()),
             draining: false,
+            member,
         }
+    }
+
+    fn shared(&self) -> &Arc<Shared<R>> {
+        &self.member.shared
+    }
+
+    /// This queue has done its part of the step that it knows of.
+    fn done(&self) {
+        self.shared().done(self.member.id, self.seen);
     }
 
     /// Takes up the step that the coordinator has announced.
     #[cold]
     fn look(&mut self, cx: &mut WorkerContext<'_>, done: &mut Completions<R>) {
-        let (generation, under_way) = {
-            let state = self.shared.state();
-            self.seen = self.shared.step.load(Ordering::SeqCst);
-            (state.generation, !matches!(state.phase, Phase::Idle))
+        let (generation, asked) = {
+            let state = self.member.shared.state();
+            self.seen = self.member.shared.step.load(Ordering::SeqCst);
+            let asked = match state.phase {
+                Phase::Idle => Asked::Serve,
+                Phase::Draining { .. } | Phase::Opening { .. } => Asked::Rest,
+                Phase::Closing { .. } => Asked::Leave,
+            };
+            (state.generation, asked)
         };
         self.catch_up(generation);
-        if under_way {
-            if self.below.mode() != Mode::Quiesced {
-                self.below.drain(cx);
+        match asked {
+            Asked::Rest => {
+                if self.below.mode() != Mode::Quiesced {
+                    self.below.drain(cx);
+                }
+                self.part = Part::Resting;
             }
-            self.part = Part::Resting;
-        } else {
-            self.serve(cx, done);
+            Asked::Serve => self.serve(cx, done),
+            Asked::Leave => {
+                self.serve(cx, done);
+                self.done();
+            }
         }
     }
 
@@ -87,27 +116,27 @@ impl<R: Request> SwappableQueue<R> {
             self.generation = generation;
             self.below = queue;
             // Once for each queue: a late or doubled event does no harm.
-            self.shared.listeners.announce(Event::CapsChanged);
+            self.shared().listeners.announce(Event::CapsChanged);
         }
     }
 
     /// What is below is at rest: does this queue's part of the step.
     fn at_rest(&mut self, cx: &mut WorkerContext<'_>) {
         let newcomer = {
-            let state = self.shared.state();
-            if self.shared.step.load(Ordering::SeqCst) != self.seen {
+            let state = self.shared().state();
+            if self.shared().step.load(Ordering::SeqCst) != self.seen {
                 // The step is over; the next poll looks.
                 return;
             }
             match &state.phase {
-                Phase::Opening { newcomer, .. } => Some((state.generation + 1, newcomer.clone())),
-                Phase::Draining { .. } | Phase::Idle => None,
+                Phase::Opening { newcomer, .. } => Some((state.generation + 1, newcomer.stack.clone())),
+                Phase::Draining { .. } | Phase::Closing { .. } | Phase::Idle => None,
             }
         };
         self.part = Part::Waiting;
         match newcomer {
             Some((generation, newcomer)) => self.open_newcomer(cx, generation, &newcomer),
-            None => self.shared.done(self.id, self.seen),
+            None => self.done(),
         }
         // Where this queue was the last one, the next step is there.
         cx.run_again();
@@ -117,11 +146,11 @@ impl<R: Request> SwappableQueue<R> {
         match newcomer.open(cx, self.depth) {
             Ok(queue) => {
                 self.opened = Some((generation, queue));
-                self.shared.done(self.id, self.seen);
+                self.done();
             }
             Err(error) => {
                 tracing::warn!(%error, "a stack could not be put in the place of another; the other goes on");
-                self.shared.refuse(self.seen);
+                self.shared().refuse(self.seen);
             }
         }
     }
@@ -183,7 +212,7 @@ impl<R: Request> Queue<R> for SwappableQueue<R> {
 
     #[inline]
     fn poll(&mut self, cx: &mut WorkerContext<'_>, done: &mut Completions<R>) {
-        if self.shared.step.load(Ordering::Relaxed) != self.seen {
+        if self.shared().step.load(Ordering::Relaxed) != self.seen {
             self.look(cx, done);
         }
         if self.part == Part::Serving {
@@ -226,7 +255,7 @@ impl<R: Request> Queue<R> for SwappableQueue<R> {
     }
 }
 
-impl<R: Request> Drop for SwappableQueue<R> {
+impl<R: Request> Drop for Membership<R> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.queues.retain(|member| member.id != self.id);

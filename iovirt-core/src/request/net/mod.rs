@@ -263,6 +263,11 @@ impl Request for NetRequest {
         NetOutput::Failed(NetError::Aborted)
     }
 
+    /// The cable is out.
+    fn vacant(told: &NetCaps) -> NetCaps {
+        NetCaps { link: Link::Down, ..told.clone() }
+    }
+
     #[inline]
     fn is_failure(output: &NetOutput) -> bool {
         *output != NetOutput::Done

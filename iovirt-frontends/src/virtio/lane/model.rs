@@ -7,10 +7,12 @@ use super::{Command, LaneEnd, QueueLink, QueueSnapshot};
 use crate::virtio::queue::{QueueConfig, QueueState};
 use iovirt_core::frontend::{Outcome, Ticket};
 use iovirt_core::model::{check, is_caught, settle, worker};
+use iovirt_core::sync::atomic::{AtomicU64, Ordering};
 use iovirt_core::worker::{Lane, Turn};
 use iovirt_core::{Worker, WorkerContext};
 use loom::thread;
 use std::sync::Arc;
+use std::sync::atomic::Ordering as Plain;
 
 const CONFIG: QueueConfig = QueueConfig { size: 8, max_size: 8, desc: 0, avail: 0, used: 0, ready: true };
 
@@ -19,6 +21,9 @@ struct Obedient {
     link: LaneEnd,
     /// Whether it takes all commands of a turn, or the first one only.
     all: bool,
+    /// Stands for the map of guest memory, and what it saw of it when it was told to follow.
+    map: Arc<AtomicU64>,
+    followed: Arc<std::sync::atomic::AtomicU64>,
 }
 
 impl Lane for Obedient {
@@ -37,6 +42,10 @@ impl Lane for Obedient {
                     self.link.set_snapshot(None);
                     completer.done();
                 }
+                Command::Follow(completer) => {
+                    self.followed.store(self.map.load(Ordering::Relaxed), Plain::Relaxed);
+                    completer.done();
+                }
                 Command::Activate(_) => {}
             }
             if !self.all {
@@ -48,8 +57,17 @@ impl Lane for Obedient {
 }
 
 fn start(worker: &Worker, all: bool) -> Arc<QueueLink> {
+    start_over(worker, all, Arc::new(AtomicU64::new(0)), Arc::default())
+}
+
+fn start_over(
+    worker: &Worker,
+    all: bool,
+    map: Arc<AtomicU64>,
+    followed: Arc<std::sync::atomic::AtomicU64>,
+) -> Arc<QueueLink> {
     let link = Arc::new(QueueLink::new().unwrap());
-    let lane = Obedient { link: LaneEnd(link.clone()), all };
+    let lane = Obedient { link: LaneEnd(link.clone()), all, map, followed };
     let waker = worker.handle().add_lane(move |_| Some(Box::new(lane)));
     link.waker.set(waker).unwrap();
     link
@@ -122,4 +140,43 @@ fn loom_a_lane_ends_with_its_device() {
         settle(&mut [&mut worker]);
         assert_eq!(worker.lanes(), 0);
     });
+}
+
+/// A map that is announced while the lane takes its turns: once the ticket is done, the lane goes by it.
+fn a_new_map(order: [Announce; 2]) {
+    let mut worker = worker();
+    let (map, followed) = (Arc::new(AtomicU64::new(0)), Arc::<std::sync::atomic::AtomicU64>::default());
+    let link = start_over(&worker, true, map.clone(), followed.clone());
+    let running = thread::spawn(move || {
+        worker.run().unwrap();
+        worker.run().unwrap();
+        worker
+    });
+    let mut ticket = None;
+    for step in order {
+        match step {
+            Announce::Replace => map.store(1, Ordering::Relaxed),
+            Announce::Tell => ticket = Some(tell(&link, Command::Follow)),
+        }
+    }
+    let mut worker = running.join().unwrap();
+    settle(&mut [&mut worker]);
+    assert_eq!(ticket.and_then(|ticket| ticket.outcome()), Some(Outcome::Done));
+    assert_eq!(followed.load(Plain::Relaxed), 1, "the lane goes by the old map");
+}
+
+#[derive(Clone, Copy)]
+enum Announce {
+    Replace,
+    Tell,
+}
+
+#[test]
+fn loom_a_lane_follows_the_map_that_it_is_told_of() {
+    check(2, || a_new_map([Announce::Replace, Announce::Tell]));
+}
+
+#[test]
+fn loom_a_map_that_comes_after_its_announcement_is_caught() {
+    assert!(is_caught(2, || a_new_map([Announce::Tell, Announce::Replace])));
 }

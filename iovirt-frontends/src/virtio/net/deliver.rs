@@ -6,7 +6,7 @@ use super::packet::{HEADER_LEN, receive_header};
 use crate::virtio::QueueError;
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
-use iovirt_core::dma::SgList;
+use iovirt_core::dma::{DmaView, SgList};
 use iovirt_core::request::net::{ETHERNET_HEADER, MacAddr, Offload, Offloads};
 
 /// Most buffers that one frame is spread over. The longest frame fits into them if each has 1 KiB.
@@ -56,6 +56,11 @@ impl Deliverer {
             no_fit: Tally::default(),
             not_taken: Tally::default(),
         }
+    }
+
+    /// Lets go of a memory map that is not the view's any more.
+    pub(super) fn rehome(&mut self, view: &DmaView) {
+        self.chains.iter_mut().for_each(|chain| chain.rehome(view));
     }
 
     /// Takes up the receive mode: once per turn.

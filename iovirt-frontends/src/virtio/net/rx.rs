@@ -5,7 +5,7 @@ use super::deliver::{Deliverer, Delivery};
 use super::device::NetShared;
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
-use iovirt_core::dma::{DmaView, SgLimits, SgList};
+use iovirt_core::dma::{DmaSpace, DmaView, MemoryMap, SgLimits, SgList};
 use iovirt_core::request::net::{NetOutput, NetRequest, Offload, Offloads};
 use iovirt_core::stage::{Client, Finished};
 use iovirt_core::worker::{Turn, WorkerContext};
@@ -56,12 +56,15 @@ impl ReceiveQueue {
     ) -> Result<Self, BackendError> {
         let queue = shared.backend.open(cx, depth)?;
         shared.add_receiver(cx.waker());
+        let mut client = Client::new(cx, queue, depth, TOKEN_LIMITS);
+        // Tokens are below for as long as no frame comes, and hold no map of guest memory meanwhile.
+        client.refresh(&DmaSpace::new(MemoryMap::empty()).view());
         Ok(Self {
             deliverer: Deliverer::new(&shared.mode),
             shared,
             pair,
             depth: depth.get(),
-            client: Client::new(cx, queue, depth, TOKEN_LIMITS),
+            client,
             waiting: VecDeque::with_capacity(depth.get()),
             spare: Vec::with_capacity(depth.get()),
             retry_at: None,
@@ -237,7 +240,8 @@ impl QueueWork for ReceiveQueue {
     }
 
     fn memory_changed(&mut self, view: &DmaView) {
-        self.client.refresh(view);
+        self.deliverer.rehome(view);
+        self.spare.iter_mut().for_each(|list| list.rehome(view.map()));
     }
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {

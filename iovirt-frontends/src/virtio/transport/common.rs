@@ -1,5 +1,6 @@
 //! What every transport does alike: status, features, queue set-up, life cycle (VIRTIO 1.2, sections 2.1 to 2.4 and 3).
 
+use super::generation::CONFIG_LEN;
 use crate::virtio::device::{DeviceShared, VirtioDevice, VirtioNotify};
 use crate::virtio::lane::{Activation, Command, QueueCounters, QueueLane, QueueLink, QueueSnapshot, Start};
 use crate::virtio::queue::{QueueConfig, QueueState};
@@ -117,6 +118,8 @@ pub struct TransportState {
     queues: Vec<QueueRegisters>,
     snapshots: Vec<Option<QueueSnapshot>>,
     device: Vec<u8>,
+    /// The configuration space as the driver could read it.
+    config: Vec<u8>,
     stages: StageStates,
     /// The transport's own registers.
     pub(super) registers: Vec<u8>,
@@ -124,7 +127,7 @@ pub struct TransportState {
 
 impl SavedState for TransportState {
     const KIND: &'static str = "virtio-device";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 impl Common {
@@ -461,6 +464,7 @@ impl Common {
             queues: state.queues.clone(),
             snapshots,
             device,
+            config: self.config(state.driver_features),
             stages,
             registers: Vec::new(),
         })
@@ -501,6 +505,21 @@ impl Common {
             self.shared.break_down();
         }
         Ok(())
+    }
+
+    /// Whether a driver that was there when this was saved knows another configuration space than this restored device has: its disk
+    /// was resized meanwhile, say. It is to be told then (section 2.5).
+    pub(super) fn has_news_since(&self, saved: &TransportState) -> bool {
+        saved.status & status::DRIVER_OK != 0 && saved.config != self.config(saved.driver_features)
+    }
+
+    /// The configuration space, without the zeroes at its end.
+    fn config(&self, negotiated: u64) -> Vec<u8> {
+        let mut space = vec![0; CONFIG_LEN];
+        self.device.read_config(negotiated, 0, &mut space);
+        let end = space.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        space.truncate(end);
+        space
     }
 
     fn mismatch<T>(&self, reason: String) -> Result<T, StateError> {

@@ -4,8 +4,8 @@ use super::common::Common;
 use iovirt_core::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// As much of the configuration space as the generation covers: no device class has more.
-const CONFIG_LEN: usize = 256;
+/// As much of the configuration space as the generation covers, and as is saved: no device class has more.
+pub(super) const CONFIG_LEN: usize = 256;
 
 /// Counts changes of the configuration space.
 #[derive(Debug, Default)]

@@ -10,8 +10,7 @@ pub(super) const CASE: Case = Case {
     name: "resize",
     about: "the disk grows from 64 to 128 MiB while mounted; the guest is told and uses the new space",
     devices: &["virtio-blk -> file,path=grow.img"],
-    // Late enough for a guest on a busy machine to have mounted it.
-    options: &["--at", "20s resize 0 128M"],
+    host: Some(include_str!("../../../lab/host/resize.sh")),
     reference: &["-drive", "if=none,id=a,file=grow.img,format=raw", "-device", "virtio-blk-device,drive=a"],
     command: Some("block_resize a 128M"),
     prepare,

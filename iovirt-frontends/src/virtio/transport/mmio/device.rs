@@ -6,7 +6,7 @@ use super::registers::*;
 use super::state::MmioState;
 use crate::virtio::queue::QueueConfig;
 use crate::virtio::transport::common::{Common, TransportError, TransportKind, TransportState};
-use crate::virtio::{QueueCounters, VirtioDevice, VirtioNotify};
+use crate::virtio::{ConfigListener, QueueCounters, VirtioDevice, VirtioNotify};
 use iovirt_core::WorkerHandle;
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::doorbell::DoorbellSpec;
@@ -212,6 +212,9 @@ impl Frontend for MmioDevice {
         self.selectors.driver_features.store(registers.driver_features_sel, Ordering::Relaxed);
         self.selectors.queue.store(registers.queue_sel, Ordering::Relaxed);
         self.notify.restore(registers.interrupt_status, registers.config_generation);
+        if self.common.has_news_since(&state) {
+            self.notify.config_changed();
+        }
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use super::registers::*;
 use super::state::PciState;
 use crate::pci::{InterruptStatus, IntxPin, LineInput, Msix, PciFunction};
 use crate::virtio::transport::common::{BusMaster, Common, TransportError, TransportKind, TransportState};
-use crate::virtio::{QueueCounters, VirtioDevice, VirtioNotify};
+use crate::virtio::{ConfigListener, QueueCounters, VirtioDevice, VirtioNotify};
 use iovirt_core::WorkerHandle;
 use iovirt_core::dma::DmaSpace;
 use iovirt_core::doorbell::{Doorbell, DoorbellSpec};
@@ -215,6 +215,9 @@ impl Frontend for PciDevice {
         let _ = self.follow(&space);
         drop(space);
         self.notify.restore_status(registers.interrupt_status);
+        if self.common.has_news_since(&state) {
+            self.notify.config_changed();
+        }
         Ok(())
     }
 

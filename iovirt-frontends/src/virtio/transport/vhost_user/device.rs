@@ -148,7 +148,13 @@ impl VhostUserDevice {
             link.set_snapshot(Some(snapshot.clone()));
         }
         link.tell(Command::Activate(Activation { snapshot, features, start, peer: Some(peer) }));
-        let used = rings.rings.iter().rposition(|ring| ring.active).map_or(0, |last| last + 1);
+        self.tell_used(&rings);
+    }
+
+    /// Which rings a driver uses: a front-end starts all that there may be, and enables those.
+    fn tell_used(&self, rings: &Rings) {
+        let is_used = |ring: &RingState| ring.active && ring.wanted == Start::Running;
+        let used = rings.rings.iter().rposition(is_used).map_or(0, |last| last + 1);
         self.device.use_queues(used as u16);
     }
 
@@ -157,14 +163,17 @@ impl VhostUserDevice {
         let mut rings = self.rings();
         let held = rings.held;
         let Some((ring, link)) = rings.rings.get_mut(index).zip(self.links.get(index)) else { return };
-        if std::mem::replace(&mut ring.wanted, wanted) == wanted || !ring.active || held {
+        if std::mem::replace(&mut ring.wanted, wanted) == wanted || !ring.active {
             return;
         }
-        let (_, completer) = Ticket::new();
-        link.tell(match wanted {
-            Start::Running => Command::Resume(completer),
-            Start::Paused => Command::Drain(completer),
-        });
+        if !held {
+            let (_, completer) = Ticket::new();
+            link.tell(match wanted {
+                Start::Running => Command::Resume(completer),
+                Start::Paused => Command::Drain(completer),
+            });
+        }
+        self.tell_used(&rings);
     }
 
     /// Whether the ring was started and not taken back.

@@ -74,6 +74,12 @@ impl InflightMemory {
             return None;
         }
         let offset = region_len(self.spec.queue_size) * u64::from(index);
-        Some(InflightQueue::open(&self.memory, offset, size))
+        Some(InflightQueue::open(&self.memory, offset, (self.spec.queue_size, size)))
+    }
+
+    /// The device was reset: no chain is held.
+    pub(super) fn forget(&self) {
+        let queues = (0..self.spec.queues).filter_map(|index| self.queue(index, self.spec.queue_size)?.ok());
+        queues.for_each(|mut queue| queue.forget());
     }
 }

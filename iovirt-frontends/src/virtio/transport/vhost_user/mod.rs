@@ -27,7 +27,8 @@
 //!
 //! Split rings with `VIRTIO_F_VERSION_1`, several queues, and the protocol features MQ, REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS,
 //! INFLIGHT_SHMFD (disks), STATUS, RESET_DEVICE, LOG_SHMFD and BACKEND_REQ. Not: legacy drivers, an IOMMU of the front-end's (IOTLB),
-//! in-band notifications, postcopy migration, rings without a doorbell.
+//! in-band notifications, postcopy migration, rings without a doorbell, and pipes in the place of the eventfds that are signalled for
+//! used buffers and errors.
 //!
 //! A network card's control queue is usually served by the front-end itself. The device then takes all frames and uses the pairs of queues
 //! that the front-end enables.
@@ -35,8 +36,9 @@
 //! # Trust
 //!
 //! Every byte that comes over the socket or lies in the front-end's memory is checked. One thing is trusted: a front-end that
-//! shortens the file behind its memory ends this process by a bus error, as for every vhost-user back-end. Give each front-end that
-//! you do not trust a process of its own.
+//! shortens the file behind its memory ends this process by a bus error, as for every vhost-user back-end. And one that makes its
+//! eventfds blocking after it gave them away, and fills them, holds the worker up that writes them: the mode is common to all who
+//! have the descriptor. Give each front-end that you do not trust a process of its own.
 
 mod connection;
 mod device;

@@ -48,8 +48,6 @@ impl VhostUserNotify {
 
     /// Where requests to the front-end go.
     pub(super) fn set_channel(&self, channel: Option<UnixStream>) {
-        // A front-end that does not read loses messages, and holds nobody up.
-        let channel = channel.filter(|stream| stream.set_nonblocking(true).is_ok());
         *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
     }
 
@@ -66,8 +64,9 @@ impl VhostUserNotify {
         let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = &*channel {
             let message = encode(BackendReq::CONFIG_CHANGE_MSG.into(), Direction::Request, &[]);
-            // The front-end asks for the whole space: one message that waits is as good as two.
-            let _ = iovirt_core::socket::send(stream, &message, &[]);
+            // A front-end that does not read loses messages, and holds nobody up. It asks for the whole space: one message that waits is
+            // as good as two.
+            let _ = iovirt_core::socket::send_now(stream, &message, &[]);
         }
     }
 }

@@ -123,6 +123,7 @@ pub struct VhostUserServer {
     device: Arc<VhostUserDevice>,
     stopper: Stopper,
     log: LogLimiter,
+    leaves: LogLimiter,
 }
 
 impl VhostUserServer {
@@ -142,7 +143,8 @@ impl VhostUserServer {
         let stopper = Stopper::new(patience)?;
         remove_dead(path)?;
         let listener = UnixListener::bind(path)?;
-        let server = Self { path: path.to_owned(), listener, device, stopper, log: LogLimiter::default() };
+        let (log, leaves) = (LogLimiter::default(), LogLimiter::default());
+        let server = Self { path: path.to_owned(), listener, device, stopper, log, leaves };
         std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
         server.listener.set_nonblocking(true)?;
         Ok(server)
@@ -178,7 +180,12 @@ impl VhostUserServer {
             let device = self.device.name();
             match self.device.serve(stream, &self.stopper) {
                 Ok(SessionEnd::Stopped) => return Ok(()),
-                Ok(SessionEnd::Left) => tracing::info!(device, "the front-end left"),
+                Ok(SessionEnd::Left) => {
+                    // One that comes and goes in a loop is nothing to fill the log with.
+                    if let Some(more) = self.leaves.admit() {
+                        tracing::info!(device, more, "the front-end left");
+                    }
+                }
                 Err(error) => {
                     if let Some(more) = self.log.admit() {
                         tracing::warn!(device, more, %error, "a front-end was disconnected");

@@ -14,8 +14,10 @@ use iovirt_core::dma::{DmaSpace, MemoryMap, Region};
 use iovirt_core::doorbell::Doorbell;
 use iovirt_core::frontend::{Outcome, Ticket};
 use std::fmt::Display;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +32,9 @@ use vhost::vhost_user::message::{
 const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// Protocol features are negotiated, and rings begin disabled.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// Bits of a file's mode for its type (inode(7)). An eventfd has none.
+const FILE_TYPE: u32 = 0o170_000;
 
 /// How long a ticket is waited for before the front-end and the stop are looked at.
 const LOOK_UP: Duration = Duration::from_millis(20);
@@ -149,8 +154,9 @@ impl<'a> Session<'a> {
                 Ready::Socket | Ready::Hangup => {}
                 Ready::Nothing => continue,
             }
-            let message = match self.connection.receive() {
+            let message = match self.connection.receive(&self.waiter) {
                 Err(ConnectionError::Closed) => return Ok(SessionEnd::Left),
+                Err(ConnectionError::Stopped) => return Ok(SessionEnd::Stopped),
                 received => received?,
             };
             if let Some(end) = self.obey(message)? {
@@ -163,16 +169,23 @@ impl<'a> Session<'a> {
         let Message { header, payload, fds } = message;
         let code = header.code().ok_or(SessionError::Unknown(header.request))?;
         let told = header.needs_reply() && self.protocol.contains(Protocol::REPLY_ACK);
-        let sent = match self.carry_out(code, &payload, fds) {
-            Ok(Answer::Bytes(bytes)) => self.connection.reply(&header, &bytes, None),
-            Ok(Answer::File(bytes, file)) => self.connection.reply(&header, &bytes, Some(file.as_fd())),
-            Ok(Answer::Done) if told => self.connection.reply(&header, &0u64.to_le_bytes(), None),
+        let outcome = self.carry_out(code, &payload, fds);
+        let reply = |payload: &[u8], file: Option<&OwnedFd>| {
+            self.connection.reply(&header, (payload, file.map(AsFd::as_fd)), &self.waiter)
+        };
+        let sent = match outcome {
+            Ok(Answer::Bytes(bytes)) => reply(&bytes, None),
+            Ok(Answer::File(bytes, file)) => reply(&bytes, Some(&file)),
+            Ok(Answer::Done) if told => reply(&0u64.to_le_bytes(), None),
             Ok(Answer::Done) => Ok(()),
+            // No bytes are this request's own way to say no.
+            Err(Failure::Refused(reason)) if code == FrontendReq::GET_CONFIG => {
+                self.log_refusal(code, &reason);
+                reply(&[], None)
+            }
             Err(Failure::Refused(reason)) if told && !has_answer(code) => {
-                if let Some(more) = self.device.shared.admit_line() {
-                    tracing::warn!(device = self.device.name(), more, request = ?code, reason, "refused");
-                }
-                self.connection.reply(&header, &1u64.to_le_bytes(), None)
+                self.log_refusal(code, &reason);
+                reply(&1u64.to_le_bytes(), None)
             }
             Err(Failure::Refused(reason)) => {
                 return Err(SessionError::Refused { request: format!("{code:?}"), reason });
@@ -182,7 +195,14 @@ impl<'a> Session<'a> {
         };
         match sent {
             Err(ConnectionError::Closed) => Ok(Some(SessionEnd::Left)),
+            Err(ConnectionError::Stopped) => Ok(Some(SessionEnd::Stopped)),
             sent => Ok(sent.map(|()| None)?),
+        }
+    }
+
+    fn log_refusal(&self, request: FrontendReq, reason: &str) {
+        if let Some(more) = self.device.shared.admit_line() {
+            tracing::warn!(device = self.device.name(), more, ?request, reason, "refused");
         }
     }
 
@@ -213,12 +233,12 @@ impl<'a> Session<'a> {
             FrontendReq::SET_VRING_ENABLE => self.set_enabled(parse(payload)?),
             FrontendReq::SET_VRING_KICK => self.set_kick(payload, fds),
             FrontendReq::SET_VRING_CALL => {
-                let (index, fd) = self.ring_fd(payload, fds)?;
+                let (index, fd) = self.event_fd(payload, fds)?;
                 self.device.notify.set_call(index, fd);
                 Ok(Answer::Done)
             }
             FrontendReq::SET_VRING_ERR => {
-                let (index, fd) = self.ring_fd(payload, fds)?;
+                let (index, fd) = self.event_fd(payload, fds)?;
                 self.device.notify.set_error(index, fd);
                 Ok(Answer::Done)
             }
@@ -293,6 +313,10 @@ impl<'a> Session<'a> {
     fn reset(&mut self) -> Result<Answer, Failure> {
         self.wait(&self.device.take_back_all())?;
         self.device.reset();
+        if let Some(inflight) = &self.inflight {
+            // What was thrown away is nothing that a driver waits for.
+            inflight.forget();
+        }
         self.status = 0;
         for (vring, &size) in self.vrings.iter_mut().zip(self.device.device.queue_max_sizes()) {
             *vring = Vring::new(size);
@@ -420,11 +444,12 @@ impl<'a> Session<'a> {
         if !self.device.is_active(index) {
             return Ok(());
         }
-        // The embedder's own drain may overtake this one.
-        while self.wait_for(&self.device.quiesce_ring(index))? == Outcome::Cancelled
-            && self.device.position(index).is_none()
-            && !self.device.shared.is_broken()
-        {}
+        let outcome = self.wait_for(&self.device.quiesce_ring(index))?;
+        // A ring that its driver broke stands nowhere, and its base is the last one that was told.
+        let stands = self.device.position(index).is_some() || self.device.shared.is_broken();
+        if outcome == Outcome::Cancelled && !stands {
+            return Err(refused(format_args!("the worker of ring {index} is gone")));
+        }
         if let Some(at) = self.device.position(index) {
             self.vrings[index].base = at.state.next_avail;
         }
@@ -446,6 +471,17 @@ impl<'a> Session<'a> {
             (FdPresence::None, 0) => Ok((index, None)),
             (_, count) => Err(refused(format_args!("{count} descriptors came for a ring"))),
         }
+    }
+
+    /// The same for one that is written. A write to a pipe or a socket that nobody reads any more would be a signal, which ends a process
+    /// that does not ignore it; one to a file would grow it.
+    fn event_fd(&self, payload: &[u8], fds: Vec<OwnedFd>) -> Result<(usize, Option<OwnedFd>), Failure> {
+        let (index, fd) = self.ring_fd(payload, fds)?;
+        let Some(file) = fd.map(File::from) else { return Ok((index, None)) };
+        if file.metadata()?.mode() & FILE_TYPE != 0 {
+            return Err(refused("what is to be signalled is no eventfd"));
+        }
+        Ok((index, Some(file.into())))
     }
 
     /// The doorbell of a ring starts it.

@@ -11,7 +11,7 @@ pub(crate) fn tell(socket: &Path, request: &str) -> io::Result<String> {
     stream.write_all(b"\n")?;
     let mut reply = String::new();
     if BufReader::new(stream).read_line(&mut reply)? == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the machine ended without a reply"));
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended without a reply"));
     }
     reply.truncate(reply.trim_end().len());
     Ok(reply)

@@ -1,0 +1,127 @@
+//! The record of chains in flight: a front-end that comes back finds each of its requests done, once.
+
+use super::raw::{ALL_PROTOCOL, NEED_REPLY, Raw, code, number};
+use super::rig::{PATIENCE, Served, small, wait_until, within_limit};
+use iovirt_core::pipeline::BoxBackend;
+use iovirt_core::request::block::{BlockCaps, BlockOutput, BlockRequest};
+use iovirt_core::test_utils::{ManualBackend, ManualHandle};
+use iovirt_frontends::virtio::blk::{BlkConfig, VirtioBlk};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use vhost_user_driver::session::Begin;
+use vhost_user_driver::{BlkQueue, BlkRequest, Operation};
+
+/// A disk whose requests wait for the test's word.
+pub(super) fn manual(queues: u16) -> (Served, ManualHandle<BlockRequest>) {
+    let (backend, handle) = ManualBackend::<BlockRequest>::new(BlockCaps::new(1 << 20));
+    let config = BlkConfig { queues, queue_size: 64, ..BlkConfig::default() };
+    let disk = VirtioBlk::new(config, BoxBackend::new(backend)).unwrap();
+    (Served::of(Arc::new(disk), 1, Duration::ZERO), handle)
+}
+
+#[test]
+fn a_front_end_that_comes_back_finds_each_request_done_once() {
+    within_limit("a front-end that comes back", || {
+        let (served, handle) = manual(2);
+        let mut driver = served.connect(&small(2));
+        assert!(driver.session.tracks_inflight());
+        for round in 0..20u16 {
+            let mut sent = 0;
+            for queue in &mut driver.queues {
+                for slot in 0..queue.slots() {
+                    let sector = u64::from(slot) * 8;
+                    queue.submit(slot, BlkRequest { operation: Operation::Write, sector, len: 512 });
+                    sent += 1;
+                }
+                queue.publish().unwrap();
+            }
+            wait_until("the requests arrive", || handle.in_flight().len() == sent);
+            // Some are done before the front-end goes, and seen or not; the others are done when nobody is there, and once more.
+            let ids: Vec<_> = handle.in_flight().iter().map(|request| request.id).collect();
+            let early = usize::from(round) % 7;
+            for id in &ids[..early] {
+                assert!(handle.complete(*id, BlockOutput::Done));
+            }
+            if round % 2 == 0 {
+                wait_until("they are counted", || handle.in_flight().len() == sent - early);
+            }
+            Raw::of(&mut driver).hang_up();
+            let ended = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !ended.load(Ordering::Relaxed) {
+                        handle.complete_all(BlockOutput::Done);
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                });
+                driver.reconnect(&served.socket()).unwrap();
+                let mut done = 0;
+                for queue in &mut driver.queues {
+                    while queue.queue().ring().in_flight() > 0 {
+                        assert_eq!(queue.next(PATIENCE).unwrap().status, 0);
+                        done += 1;
+                    }
+                    assert!(queue.complete().unwrap().is_none(), "one was done twice");
+                }
+                assert_eq!(done, sent, "round {round}");
+                ended.store(true, Ordering::Relaxed);
+            });
+            assert!(handle.in_flight().is_empty());
+        }
+        assert_eq!(served.device().connections(), 21);
+    });
+}
+
+/// A server that is stopped while a back-end is stuck ends after its patience, and a front-end that leaves meanwhile is not forgotten.
+#[test]
+fn a_stuck_back_end_does_not_keep_the_server_from_stopping() {
+    within_limit("a stop", || {
+        let (mut served, handle) = manual(1);
+        let mut driver = served.connect(&small(1));
+        let raw = Raw::of(&mut driver);
+        raw.take_protocol(ALL_PROTOCOL);
+        let queue = &mut driver.queues[0];
+        queue.submit(0, BlkRequest { operation: Operation::Write, sector: 0, len: 512 });
+        queue.publish().unwrap();
+        wait_until("the request arrives", || handle.in_flight().len() == 1);
+        raw.hang_up();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(served.device().is_connected(), "its request is in flight");
+        assert!(served.stop() < PATIENCE);
+        handle.complete_all(BlockOutput::Done);
+    });
+}
+
+/// What was in flight when the device was reset is forgotten: the driver begins anew, and none of its old requests is made.
+#[test]
+fn a_reset_forgets_what_was_in_flight() {
+    within_limit("a reset", || {
+        let (served, handle) = manual(1);
+        let mut driver = served.connect(&small(1));
+        let raw = Raw::of(&mut driver);
+        for slot in [2, 5, 7] {
+            let request = BlkRequest { operation: Operation::Write, sector: 8, len: 512 };
+            driver.queues[0].submit(slot, request);
+        }
+        driver.queues[0].publish().unwrap();
+        wait_until("the requests arrive", || handle.in_flight().len() == 3);
+        raw.send_as((code::RESET_DEVICE, NEED_REPLY, 0), &[], &[]).unwrap();
+        // The reset waits for them, and throws their completions away.
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(handle.complete_all(BlockOutput::Done), 3);
+        assert_eq!(number(&raw.answer().unwrap().0), 0);
+        let mut queues: Vec<_> = driver.queues.drain(..).map(BlkQueue::into_queue).collect();
+        // As a driver that begins: the ring is empty.
+        let memory = queues[0].memory().clone();
+        let places = *queues[0].ring().places();
+        memory.fill(places.available, 6 + 2 * 64, 0);
+        memory.fill(places.used, 6 + 8 * 64, 0);
+        driver.session.start(&queues, &[Begin::At(0)]).unwrap();
+        queues[0].ring_doorbell().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(handle.in_flight().is_empty(), "{:?}", handle.in_flight());
+        let status = number(&raw.ask(code::GET_STATUS, &[]));
+        assert_eq!(status & 64, 0, "the ring is broken");
+    });
+}

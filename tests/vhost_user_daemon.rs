@@ -1,0 +1,409 @@
+//! The example `vhost-user` as a process: what it says, how it ends, what it tells of itself, and what it gives up.
+//!
+//! What passes over a socket is the matter of other tests; here it passes to show that the sandbox keeps nothing from it that it needs.
+
+#[path = "vhost_user_daemon/process.rs"]
+mod process;
+#[path = "vhost_user_daemon/prometheus.rs"]
+mod prometheus;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use iovirt_core::test_utils::skipped;
+use process::{Daemon, program, run, tell};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use vhost_user_driver::blk::{BlkRequest, Operation};
+use vhost_user_driver::{BlkDriver, Options, exercise};
+
+/// A folder, and paths in it as text.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// A disk image.
+    fn image(&self, name: &str) -> String {
+        fs::File::create(self.path(name)).and_then(|file| file.set_len(1 << 20)).expect("an image");
+        self.at(name)
+    }
+
+    /// What is in it, sorted.
+    fn list(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("a folder");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect();
+        names.sort();
+        names
+    }
+}
+
+fn is_private_socket(path: &Path) -> bool {
+    let metadata = fs::symlink_metadata(path).expect("a socket");
+    metadata.file_type().is_socket() && metadata.permissions().mode() & 0o777 == 0o600
+}
+
+/// What an HTTP server answers: head and body.
+fn get(mut stream: impl Read + Write) -> (String, String) {
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n").expect("it listens");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_owned(), body.to_owned())
+}
+
+#[test]
+fn it_says_when_it_is_ready_and_ends_by_a_signal() {
+    for signal in ["TERM", "INT"] {
+        let folder = Folder::new();
+        let (image, socket) = (folder.image("disk.img"), folder.at("disk.sock"));
+        let pipeline = format!("virtio-blk -> stats -> file,path={image}");
+        let daemon = Daemon::start(&["--socket", &socket, "--device", &pipeline]);
+        assert_eq!(daemon.ready, format!("ready: {pipeline} on {socket}\n"));
+        assert!(is_private_socket(socket.as_ref()));
+        daemon.signal(signal);
+        let (status, report, complaints) = daemon.end();
+        assert_eq!((status.code(), &*complaints), (Some(0), ""), "{report}");
+        let lines: Vec<&str> = report.lines().collect();
+        assert!(lines[0].starts_with(&format!("ended by SIG{signal} after ")), "{report}");
+        assert_eq!(lines[2], pipeline);
+        assert!(lines[3].starts_with("  0 requests on 1 queue(s): "), "{report}");
+        assert_eq!(folder.list(), ["disk.img"]);
+    }
+}
+
+#[test]
+fn several_devices_tell_of_themselves_and_are_told_what_to_do() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img");
+    let paths = ["disk.sock", "net.sock", "control"].map(|name| folder.at(name));
+    let [disk, net, control] = &paths;
+    let pipeline = format!("virtio-blk -> stats -> swappable -> fault -> file,path={image}");
+    let daemon = Daemon::start(&[
+        "--json",
+        "--queues",
+        "2",
+        "--socket",
+        disk,
+        "--device",
+        &pipeline,
+        "--socket",
+        net,
+        "--device",
+        "virtio-net,queues=1 -> stats -> swappable -> loopback",
+        "--control",
+        control,
+        "--metrics",
+        "127.0.0.1:0",
+    ]);
+    let ready = daemon.ready_json();
+    let pipeline = pipeline.replace("virtio-blk", "virtio-blk,queues=2");
+    assert_eq!(ready["ready"][0], json!({ "pipeline": pipeline, "socket": disk }));
+    assert_eq!(ready["ready"][1]["socket"], json!(net));
+    assert!(paths.iter().all(|path| is_private_socket(path.as_ref())));
+
+    let address = ready["metrics"].as_str().expect("an address");
+    let address = address.strip_prefix("http://").and_then(|rest| rest.strip_suffix("/metrics"));
+    let (head, page) = get(TcpStream::connect(address.expect("a URL")).expect("it listens"));
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
+    check_page(&page, &pipeline);
+
+    let path: &Path = control.as_ref();
+    let replies = tell(
+        path,
+        &[
+            r#"{"do":"devices"}"#,
+            r#"{"do":"pause"}"#,
+            r#"{"do":"resume","device":0}"#,
+            r#"{"do":"resume"}"#,
+            r#"{"do":"resize","device":0,"size":"2M"}"#,
+            r#"{"do":"set","device":0,"to":"fault,every=3"}"#,
+            r#"{"do":"release","device":0,"stage":"fault"}"#,
+            r#"{"do":"swap","device":1,"to":"stats -> loopback"}"#,
+            r#"{"do":"stats"}"#,
+            r#"{"do":"grow"}"#,
+        ],
+    );
+    assert_eq!(replies[0]["ok"][0]["stages"], json!(["stats", "swappable", "fault", "file"]));
+    assert_eq!(replies[0]["ok"][1]["connected"], false);
+    let told: Vec<Value> = replies[1..7].iter().map(|reply| reply["ok"].clone()).collect();
+    assert_eq!(
+        told,
+        [
+            json!("paused"),
+            json!("running"),
+            json!("running"),
+            json!(2 << 20),
+            json!("fault,every=3"),
+            json!("released")
+        ]
+    );
+    assert_eq!(fs::metadata(&image).expect("an image").len(), 2 << 20);
+    assert_eq!(
+        replies[7]["ok"]["pipeline"],
+        "virtio-net,queues=1 -> stats -> swappable -> stats -> loopback"
+    );
+    assert_eq!(replies[8]["ok"][1]["stages"][0]["name"], "stats");
+    assert!(replies[9]["error"].as_str().expect("an error").starts_with("this is no request: "));
+
+    let told = run(&["--tell", control, r#"{"do":"quit"}"#]);
+    assert_eq!((told.status.code(), &*told.stdout), (Some(0), &b"{\"ok\":\"the daemon ends\"}\n"[..]));
+    let (status, report, complaints) = daemon.end();
+    assert_eq!((status.code(), &*complaints), (Some(0), ""));
+    let report: Value = serde_json::from_str(&report).expect("a line of JSON");
+    assert_eq!(report["end"], "ended over the control socket");
+    assert_eq!(report["devices"][0]["queues"].as_array().expect("queues").len(), 2);
+    assert_eq!(folder.list(), ["disk.img"]);
+}
+
+/// Two devices, of which the first is a disk with that pipeline.
+fn check_page(page: &str, pipeline: &str) {
+    let families = prometheus::read(page).unwrap_or_else(|error| panic!("{error}\n{page}"));
+    let value = |family: &str, labels: &[(&str, &str)]| families[family].value(labels);
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    assert_eq!(value("iovirt_build_info", &version), Some(1.0));
+    assert_eq!(value("iovirt_device_info", &[("device", "0"), ("pipeline", pipeline)]), Some(1.0));
+    assert_eq!(value("iovirt_device_connected", &[("device", "1")]), Some(0.0));
+    assert_eq!(value("iovirt_device_connections_total", &[("device", "0")]), Some(0.0));
+    for name in ["requests", "doorbells", "interrupts"] {
+        let family = format!("iovirt_queue_{name}_total");
+        assert_eq!(value(&family, &[("device", "0"), ("queue", "1")]), Some(0.0), "{page}");
+    }
+    let reads = [("device", "0"), ("stage", "stats"), ("place", "0"), ("kind", "read")];
+    for name in ["requests", "bytes", "failures"] {
+        assert_eq!(value(&format!("iovirt_stage_{name}_total"), &reads), Some(0.0), "{page}");
+    }
+    let infinite = [("device", "0"), ("stage", "stats"), ("kind", "read"), ("le", "+Inf")];
+    assert_eq!(value("iovirt_stage_latency_seconds", &infinite), Some(0.0));
+    assert!(value("iovirt_worker_cpu_seconds_total", &[("device", "0"), ("worker", "0")]).is_some());
+    assert!(value("process_start_time_seconds", &[]).is_some_and(|time| time > 1.7e9));
+}
+
+#[test]
+fn metrics_are_told_on_a_unix_socket_too() {
+    let folder = Folder::new();
+    let metrics = folder.at("metrics.sock");
+    let line = ["--socket", &folder.at("s"), "--device", "virtio-blk -> null", "--metrics", &metrics];
+    let daemon = Daemon::start(&line);
+    let (head, page) = get(UnixStream::connect(&metrics).expect("it listens"));
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    let families = prometheus::read(&page).unwrap_or_else(|error| panic!("{error}\n{page}"));
+    assert!(families["iovirt_stage_requests_total"].samples.is_empty());
+    daemon.signal("TERM");
+    assert_eq!(daemon.end().0.code(), Some(0));
+    assert!(folder.list().is_empty());
+}
+
+/// Each thread's fields of `/proc`, by name.
+fn status_of_threads(id: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).expect("threads");
+    let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).expect("a status");
+    tasks.map(|task| status(task.expect("an entry"))).collect()
+}
+
+#[test]
+fn every_thread_is_shut_in_and_no_further_file_is_opened() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("sockets")).expect("a folder");
+    fs::create_dir(folder.path("images")).expect("a folder");
+    let (image, inside) = (folder.image("disk.img"), folder.image("images/new.img"));
+    let (socket, control) = (folder.at("sockets/s"), folder.path("sockets/c"));
+    let pipeline = format!("virtio-blk,queues=2 -> swappable -> file,path={image}");
+    let control_text = control.display().to_string();
+    let line = ["--json", "--socket", &socket, "--device", &pipeline, "--control", &control_text];
+    let swap = |path: &str| format!(r#"{{"do":"swap","device":0,"to":"file,path={path}"}}"#);
+
+    let daemon = Daemon::start(&line);
+    let statuses = status_of_threads(daemon.id());
+    // The main thread, a worker or two, one for the front-end, one for the control socket.
+    assert!(statuses.len() >= 4, "{}", statuses.len());
+    for status in &statuses {
+        for field in ["NoNewPrivs:\t1", "Seccomp:\t2", "Seccomp_filters:\t3"] {
+            assert!(status.lines().any(|line| line == field), "{field}: {status}");
+        }
+    }
+    let whole = daemon.ready_json()["sandbox"] == "on";
+    if !whole {
+        skipped("this kernel lacks what the sandbox is made of");
+    }
+    let reply = &tell(&control, &[&swap(&inside)])[0];
+    let error = reply["error"].as_str().unwrap_or_else(|| panic!("{reply}"));
+    assert!(error.contains(&inside) && error.contains("open no further file or connection"), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+    drop(daemon);
+
+    let images = folder.at("images");
+    let daemon = Daemon::start(&[&line[..], &["--allow", &images]].concat());
+    let replies = tell(&control, &[&swap(&inside), &swap(&folder.image("other.img"))]);
+    assert!(replies[0]["ok"]["pipeline"].as_str().is_some_and(|now| now.contains(&inside)), "{}", replies[0]);
+    if whole {
+        let error = replies[1]["error"].as_str().unwrap_or_else(|| panic!("{}", replies[1]));
+        assert!(error.contains(&format!("nothing but files beneath --allow {images}")), "{error}");
+    }
+    drop(daemon);
+
+    let daemon = Daemon::start(&[&line[..], &["--sandbox", "off"]].concat());
+    assert_eq!(daemon.ready_json()["sandbox"], "off");
+    assert!(status_of_threads(daemon.id()).iter().all(|status| status.contains("Seccomp:\t0")));
+    assert!(tell(&control, &[&swap(&inside)])[0]["ok"].is_object());
+}
+
+/// A disk in its sandbox does all that disks do, its monitor leaves and comes again, and it ends while one is connected.
+#[test]
+fn data_passes_under_the_sandbox() {
+    for engine in ["", ",engine=threads"] {
+        let folder = Folder::new();
+        let image = folder.at("disk.img");
+        let file = fs::File::create(&image).and_then(|file| file.set_len(exercise::SECTORS * 512));
+        file.expect("an image");
+        let (socket, metrics) = (folder.path("s"), folder.at("m"));
+        let pipeline = format!("virtio-blk,queues=2 -> stats -> file,path={image}{engine}");
+        let socket_text = socket.display().to_string();
+        let daemon = Daemon::start(&["--socket", &socket_text, "--device", &pipeline, "--metrics", &metrics]);
+        let options = Options { queues: 2, ..Options::blk() };
+        drop(BlkDriver::connect(&socket, &options).expect("a disk"));
+        let mut driver = BlkDriver::connect(&socket, &options).expect("a disk");
+        exercise::requests(&mut driver.queues[0], exercise::SECTORS, 1);
+        exercise::ranges(&mut driver.queues[1]);
+        exercise::queues_at_once(&mut driver);
+
+        let (_, page) = get(UnixStream::connect(&metrics).expect("it listens"));
+        let families = prometheus::read(&page).unwrap_or_else(|error| panic!("{error}\n{page}"));
+        assert_eq!(families["iovirt_device_connected"].value(&[]), Some(1.0));
+        assert_eq!(families["iovirt_device_connections_total"].value(&[]), Some(2.0));
+        let writes = families["iovirt_stage_latency_seconds"].value(&[("kind", "write"), ("le", "+Inf")]);
+        assert!(writes >= Some(2000.0), "{page}");
+        assert!(families["iovirt_worker_cpu_seconds_total"].samples.iter().all(|(.., time)| *time > 0.0));
+
+        daemon.signal("TERM");
+        let (status, report, complaints) = daemon.end();
+        assert_eq!((status.code(), &*complaints), (Some(0), ""), "{report}");
+        assert!(report.contains("2 connection(s)"), "{report}");
+        assert!(!folder.path("s").exists());
+    }
+}
+
+/// A server of a disk that takes a minute for each write, on that socket; nothing where there is none.
+fn slow_server(socket: &str) -> Option<Child> {
+    let arguments = ["-f", "-U", socket, "--filter=delay", "memory", "1M", "delay-write=60"];
+    let server = Command::new("nbdkit").args(arguments).spawn().ok()?;
+    while UnixStream::connect(socket).is_err() {
+        std::thread::yield_now();
+    }
+    Some(server)
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let folder = Folder::new();
+    let (server_socket, socket) = (folder.at("nbd"), folder.path("s"));
+    let Some(mut server) = slow_server(&server_socket) else {
+        skipped("nbdkit is not installed");
+        return;
+    };
+    let pipeline = format!("virtio-blk -> nbd,socket={server_socket}");
+    let daemon = Daemon::start(&["--socket", &socket.display().to_string(), "--device", &pipeline]);
+    let mut driver = BlkDriver::connect(&socket, &Options::blk()).expect("a disk");
+    let queue = &mut driver.queues[0];
+    queue.submit(0, BlkRequest { operation: Operation::Write, sector: 0, len: 512 });
+    queue.publish().expect("a doorbell");
+    // Of another kind, as two of one kind may arrive as one. The first to be looked at is either.
+    daemon.signal("TERM");
+    daemon.signal("INT");
+    let (status, report, _) = daemon.end();
+    let code = status.code().expect("a code");
+    assert!([128 + 2, 128 + 15].contains(&code), "{status}");
+    assert_eq!(report, "");
+    server.kill().expect("a child");
+    server.wait().expect("a child");
+}
+
+#[test]
+fn what_cannot_be_done_is_said_in_one_sentence() {
+    let folder = Folder::new();
+    let socket = folder.at("s");
+    let file = folder.image("file");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("an address").to_string();
+    let null = "virtio-blk -> null";
+    let missing = format!("virtio-blk -> file,path={}", folder.at("missing"));
+    let nowhere = folder.at("missing/s");
+    let cases: [(i32, &[&str], &str); 10] = [
+        (2, &[], "nothing to serve"),
+        (2, &["--socket", &socket], "1 --socket and 0 --device are given"),
+        (2, &["--socket", &socket, "--device", "virtio-blk -> nul"], "--device 'virtio-blk -> nul': "),
+        (1, &["--socket", &socket, "--device", &missing], "missing"),
+        (1, &["--socket", &file, "--device", null], &file),
+        (1, &["--socket", &nowhere, "--device", null], &nowhere),
+        (1, &["--socket", &socket, "--device", null, "--metrics", &taken], "in use"),
+        (1, &["--socket", &socket, "--device", null, "--control", &file], "--control "),
+        (1, &["--socket", &socket, "--device", null, "--allow", &nowhere], "--allow "),
+        (1, &["--tell", &socket, "{}"], "cannot talk to "),
+    ];
+    for (code, line, says) in cases {
+        let output = run(line);
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(code), "{line:?}: {said}");
+        assert!(said.starts_with("vhost-user: ") && said.contains(says), "{line:?}: {said}");
+        assert_eq!((said.matches('\n').count(), output.stdout.len()), (1, 0), "{line:?}: {said}");
+    }
+    assert_eq!(run(&["--sandbox", "maybe"]).status.code(), Some(2));
+    assert_eq!(fs::metadata(&file).expect("a file").len(), 1 << 20);
+    let stages = run(&["--list-stages"]);
+    assert!(stages.status.success() && String::from_utf8_lossy(&stages.stdout).contains("virtio-net"));
+    assert_eq!(folder.list(), ["file"]);
+}
+
+#[test]
+fn a_socket_that_is_served_is_left_alone_and_a_dead_one_is_replaced() {
+    let folder = Folder::new();
+    let socket = folder.at("s");
+    let line = ["--socket", &socket, "--device", "virtio-blk -> null"];
+    let daemon = Daemon::start(&line);
+    let second = run(&line);
+    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    daemon.kill();
+    assert!(folder.path("s").exists());
+    let daemon = Daemon::start(&line);
+    daemon.signal("TERM");
+    assert_eq!(daemon.end().0.code(), Some(0));
+    assert!(folder.list().is_empty());
+}
+
+#[test]
+fn it_goes_on_where_nobody_reads_what_it_says() {
+    let folder = Folder::new();
+    let socket = folder.at("s");
+    let control = folder.path("c");
+    let mut child = Command::new(program())
+        .args(["--socket", &socket, "--device", "virtio-blk -> null", "--control"])
+        .arg(&control)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a process");
+    drop(child.stdout.take());
+    while UnixStream::connect(&control).is_err() {
+        assert!(child.try_wait().expect("a child").is_none(), "it ended");
+        std::thread::yield_now();
+    }
+    assert_eq!(tell(&control, &[r#"{"do":"quit"}"#])[0]["ok"], "the daemon ends");
+    assert_eq!(child.wait().expect("a child").code(), Some(0));
+}
