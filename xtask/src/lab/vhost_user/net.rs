@@ -74,7 +74,7 @@ fn run(place: &Place, pairs: u32) -> Result<String> {
         }
     }
     let busy = requests.first().is_some_and(|queues| {
-        queues.iter().take(2 * pairs as usize).filter(|count| **count > 100).count() == 2 * pairs as usize
+        queues.iter().take(2 * pairs as usize).filter(|count| **count > 30).count() == 2 * pairs as usize
     });
     must(busy, || format!("each pair is to be used both ways: {requests:?}"))?;
     Ok(format!("{SIZE} MiB each way in each of {pairs} stream(s); requests by queue {requests:?}"))
