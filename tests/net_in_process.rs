@@ -510,3 +510,22 @@ fn saved_in_one_card_and_restored_in_another() {
     let other = RawDriver::new(fewer, 0);
     assert!(iovirt::core::Frontend::restore(&*other.device, &saved).is_err());
 }
+
+#[test]
+fn an_old_memory_map_is_let_go_of() {
+    // Queue 2 is the control queue of a driver that does not use the second pair, and a receive queue of one that does.
+    for (pairs, features, control) in [(1, CTRL, 2), (2, CTRL, 2), (2, CTRL | MQ, 4)] {
+        let (card, _) = card(pairs, 1500);
+        let mut driver = RawDriver::new(card, features | MRG_RXBUF);
+        offer(&mut driver, 0..8, 4096);
+        driver.ring(RX);
+        (0..4).for_each(|number| send_now(&mut driver, &frame(number, 600)));
+        assert_eq!(driver.used(RX).len(), 4);
+        assert_eq!(command(&mut driver, control, 0, 0, &[1]), 0);
+        let old = driver.replace_map();
+        for queue in 0..=2 * pairs {
+            driver.ring(queue);
+        }
+        assert_eq!(old.strong_count(), 0, "memory that was taken from the guest cannot be unmapped");
+    }
+}

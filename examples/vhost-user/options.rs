@@ -10,6 +10,8 @@ use iovirt::registry::Registry;
 
 use crate::metrics::Address;
 
+/// The usual value of `--poll-us`: about what a wake-up costs between two processors that sleep deeply.
+const USUAL_POLL: u64 = 50;
 /// The longest time that a worker may be told to spin, in microseconds.
 const LONGEST_POLL: u64 = 1_000_000;
 
@@ -27,7 +29,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     pub(crate) queues: Option<NonZeroU16>,
     /// The longest time in microseconds that a worker looks for new requests before it sleeps; 0 for not at all
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=LONGEST_POLL))]
+    #[arg(long, value_name = "N", default_value_t = USUAL_POLL, value_parser = clap::value_parser!(u64).range(..=LONGEST_POLL))]
     pub(crate) poll_us: u64,
     /// Tell counters in Prometheus' text format over HTTP at an address such as 127.0.0.1:9100, or on a Unix socket such as
     /// ./metrics.sock

@@ -1,13 +1,13 @@
 //! A driver's side of a virtio device in this process, by bare register and ring writes: for what a well-behaved driver
 //! does not do, and for looking at every byte of the guest's memory.
 
-use iovirt_core::dma::{DmaSpace, DmaView};
+use iovirt_core::dma::{DmaSpace, DmaView, MemoryMap};
 use iovirt_core::frontend::{Access, Frontend};
 use iovirt_core::irq::CountingInterrupt;
 use iovirt_core::{Worker, WorkerConfig, WorkerHandle};
 use iovirt_frontends::virtio::VirtioDevice;
 use iovirt_frontends::virtio::transport::mmio::MmioDevice;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Entries of each ring.
 pub(crate) const SIZE: u16 = 64;
@@ -117,6 +117,14 @@ impl RawDriver {
         next.device.resume();
         next.run();
         next
+    }
+
+    /// Announces a new map of the same memory; gives back the old one, which this driver does not hold any more.
+    pub(crate) fn replace_map(&mut self) -> Weak<MemoryMap> {
+        let old = self.space.map();
+        self.space.replace(MemoryMap::new(old.regions().to_vec()).unwrap());
+        self.view.refresh();
+        Arc::downgrade(&old)
     }
 
     pub(crate) fn register(&self, offset: u64, value: u32) -> Access {

@@ -98,6 +98,9 @@ pub(crate) use debian::unpacked;
 /// What a package depends on, and the first of that, which is what a package that only points to another is for.
 pub(crate) use debian::{dependencies, points_to};
 
+/// Whether we may do what only root may.
+pub(crate) use debian::is_root;
+
 fn missing(tools: &[Tool]) -> Vec<Tool> {
     tools.iter().filter(|tool| cmd::find(tool.program).is_none()).copied().collect()
 }

@@ -280,7 +280,7 @@ impl Worker {
         while self.core.lanes.iter().any(|lane| lane.polled) && !self.inbox.is_notified() {
             std::hint::spin_loop();
             looks = looks.wrapping_add(1);
-            if looks.is_multiple_of(LOOKS_PER_POLL) {
+            if looks.is_multiple_of(LOOKS_PER_POLL) || self.completions_wait() {
                 self.poll_descriptor(0)?;
             }
             if self.collect_completions() || self.gather() {
@@ -309,6 +309,11 @@ impl Worker {
             self.round();
             self.flush_ring();
         }
+    }
+
+    /// Whether a system call would bring completions.
+    fn completions_wait(&self) -> bool {
+        matches!(&self.core.ring, RingState::Open(ring) if ring.borrow_mut().waits_for_a_call())
     }
 
     /// Takes completions that have come by themselves; whether there were any.

@@ -75,10 +75,11 @@ impl Uring {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_coop_taskrun()
+            .setup_taskrun_flag()
             .setup_cqsize(entries * 8)
             .setup_clamp()
             .build(entries)
-            // Kernels before 6.0 do not know the first two.
+            // Kernels before 6.0 do not know the first three.
             .or_else(|_| IoUring::builder().setup_cqsize(entries * 8).setup_clamp().build(entries))?;
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
@@ -155,6 +156,11 @@ impl Uring {
     /// Whether the kernel has put completions into the ring: a look at memory.
     pub(super) fn has_completions(&mut self) -> bool {
         !self.ring.completion().is_empty()
+    }
+
+    /// Whether completions wait for this thread to enter the kernel, by whatever system call.
+    pub(super) fn waits_for_a_call(&mut self) -> bool {
+        self.ring.submission().taskrun()
     }
 
     fn collect(&mut self) {

@@ -15,21 +15,25 @@ writes() {
 }
 
 # Begins the load on a disk: so many jobs at once, each in its own mebibyte from an offset in mebibytes on. Each block is read
-# back and compared once 32 of them were written, then written again.
+# back and compared once 32 of them were written, then written again. Further options go to fio.
 begin_load() {
+	load_disk=$1
+	load_offset=$2
 	load_jobs=$3
-	before=$(writes "$1")
-	fio --name=load --filename="$1" --offset="$2m" --offset_increment=1m --size=1m --numjobs="$3" --rw=randwrite \
-		--verify_backlog=32 --loops=100000 --trigger-file=/enough >/load.log 2>&1 &
+	shift 3
+	before=$(writes "$load_disk")
+	fio --name=load --filename="$load_disk" --offset="${load_offset}m" --offset_increment=1m --size=1m \
+		--numjobs="$load_jobs" --rw=randwrite --verify_backlog=32 --loops=100000 --trigger-file=/enough "$@" \
+		>/load.log 2>&1 &
 	load=$!
 	waited=0
-	until [ "$(writes "$1")" -gt $((before + 64)) ]; do
+	until [ "$(writes "$load_disk")" -gt $((before + 64)) ]; do
 		expect "fio runs ($waited)" kill -0 $load
 		[ $waited -lt 60 ] || { cat /load.log; end 1; }
 		sleep 1
 		waited=$((waited + 1))
 	done
-	echo "guest: fio writes to $1"
+	echo "guest: fio writes to $load_disk"
 }
 
 # Ends it. Then all of it is written once more and read back as a whole.
@@ -38,7 +42,7 @@ end_load() {
 	touch /enough
 	wait $load
 	fio_ended $? /load.log $load_jobs
-	fio --name=whole --filename="$1" --offset="$2m" --size="${load_jobs}m" --rw=randwrite >/whole.log 2>&1
+	fio --name=whole --filename="$load_disk" --offset="${load_offset}m" --size="${load_jobs}m" --rw=randwrite >/whole.log 2>&1
 	fio_ended $? /whole.log 1
 }
 

@@ -15,14 +15,16 @@ seq 1 60000 | head -c 262144 >/pattern
 		dd if=/pattern of="$raw" bs=32k seek=8 oflag=direct conv=notrunc 2>/dev/null || echo "write" >>/bad
 		dd if="$raw" bs=32k skip=8 count=8 iflag=direct 2>/dev/null | cmp -s - /pattern || echo "read" >>/bad
 		echo >>/rounds
+		usleep 300000
 	done
 ) &
 direct=$!
 find_disk load
-begin_load "$found" 1 2
+# Not at full speed: with two processors the emulation crashes the more, the more they leave for KVM.
+begin_load "$found" 1 2 --rate_iops=30
 expect "files are written" write_files 2
 expect "the sign came" signed 2
-end_load "$found" 1
+end_load
 touch /direct-enough
 wait $direct
 echo "guest: $(wc -l </rounds) rounds of direct I/O"

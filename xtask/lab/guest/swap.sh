@@ -8,7 +8,7 @@ expect "mounted" mount -t ext4 -o rw "$files" /mnt
 begin_load "$files" 64 1
 expect "files are written" write_files 2
 expect "the sign came" signed 2
-end_load "$files" 64
+end_load
 sync
 echo 3 >/proc/sys/vm/drop_caches
 expect "the files read back" sh -c 'cd /mnt && sha256sum -c -s sums'

@@ -6,7 +6,7 @@
 //! fast they are.
 //!
 //! `kernel`, `parts`, `fio` and `filesystem` make what the machines need, `machine` starts QEMU, `cases` says what to run,
-//! `session`, `shell` and `reference` run it.
+//! `session`, `shell` and `reference` run it. `vhost_user` is apart: its guests are QEMU's, on this machine.
 
 mod cases;
 mod cpio;
@@ -18,6 +18,7 @@ mod parts;
 mod reference;
 mod session;
 mod shell;
+mod vhost_user;
 mod work;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use clap::Args;
 use crate::error::{Error, Result};
 use crate::lab::cases::{ALL, Boots, Case, Run, Usual};
 use crate::lab::kernel::Series;
+use crate::lab::vhost_user::Tally;
 use crate::setup::{self, Tool};
 
 /// What the lab needs.
@@ -77,6 +79,10 @@ pub(crate) struct Options {
     /// Use this program as our VMM instead of building `examples/microvm`.
     #[arg(long, value_name = "FILE")]
     vmm: Option<PathBuf>,
+
+    /// Use this program as our vhost-user daemon instead of building `examples/vhost-user`.
+    #[arg(long, value_name = "FILE")]
+    daemon: Option<PathBuf>,
 
     /// Put this file (or program, with its libraries) into /lab/files.
     #[arg(long, value_name = "FILE")]
@@ -136,21 +142,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         setup::ensure(&TOOLS)?;
         return shell::run(options);
     }
-    let runs = if options.cases.is_empty() {
-        usual(options.kernels())
-    } else {
-        runs(&named(&options.cases)?, options.kernels())
-    };
-    let passed = run_cases(&runs, options)?;
+    let passed = run_named(&named(&options.cases, options.kernels())?, options)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn list() {
     for case in ALL {
-        println!("{:<12} {}", case.name, case.about);
+        println!("{:<18} {}", case.name, case.about);
+    }
+    for case in vhost_user::ALL {
+        println!("{:<18} {}", case.name, case.about);
     }
     println!(
-        "Each on kernels {}, or on one of them by --kernel.",
+        "Each on kernels {}, or on one of them by --kernel; vhost-user-… on one or on both where none is named.",
         Series::ALL.map(Series::name).join(" and ")
     );
 }
@@ -167,17 +171,36 @@ fn runs(cases: &[&'static Case], kernels: &[Series]) -> Vec<Run> {
 }
 
 /// Sets up what is needed and runs the cases; tells whether all passed.
-fn run_cases(runs: &[Run], options: &Options) -> Result<bool> {
+fn run_named(named: &Named, options: &Options) -> Result<bool> {
     setup::ensure(&TOOLS)?;
+    let mut tally = Tally::default();
+    if options.reference {
+        named
+            .vhost_user
+            .iter()
+            .for_each(|case| println!("reference {:<16} has none: it is about our daemon", case.name));
+    } else {
+        tally = vhost_user::run(&named.vhost_user, options)?;
+    }
+    run_cases(&named.lab, options, &mut tally)?;
+    if !vhost_user::is_inside() {
+        println!("cases: {} passed, {} failed", tally.passed, tally.failed);
+    }
+    Ok(tally.failed == 0)
+}
+
+/// Runs cases of the lab machine.
+fn run_cases(runs: &[Run], options: &Options, tally: &mut Tally) -> Result<()> {
     let verdicts =
         if options.reference { reference::run(runs, options)? } else { session::run(runs, options)? };
-    let mut failed = 0;
     for verdict in &verdicts {
         let mut show = options.verbose;
         if let Err(error) = &verdict.outcome {
-            failed += 1;
+            tally.failed += 1;
             show = true;
             println!("\ncase {}: {error}", verdict.run);
+        } else {
+            tally.passed += 1;
         }
         if show {
             println!("--- what the guest of {} printed", verdict.run);
@@ -185,14 +208,13 @@ fn run_cases(runs: &[Run], options: &Options) -> Result<bool> {
             println!("--- end of {}", verdict.run);
         }
     }
-    println!("cases: {} passed, {failed} failed", verdicts.len() - failed);
-    Ok(failed == 0)
+    Ok(())
 }
 
 /// Runs every case; tells whether all passed.
 pub(crate) fn run_all() -> Result<bool> {
     let options = Options { jobs: JOBS, ..Options::default() };
-    run_cases(&usual(options.kernels()), &options)
+    run_named(&named(&[], options.kernels())?, &options)
 }
 
 /// How a case went.
@@ -212,14 +234,30 @@ fn usual(kernels: &[Series]) -> Vec<Run> {
     runs(&ALL, kernels).into_iter().filter(is_usual).collect()
 }
 
-fn named(names: &[String]) -> Result<Vec<&'static Case>> {
-    names
-        .iter()
-        .map(|name| {
-            ALL.into_iter().find(|case| case.name == name).ok_or_else(|| {
-                let known: Vec<&str> = ALL.iter().map(|case| case.name).collect();
-                Error::new(format!("no case {name}; there are {}", known.join(", ")))
-            })
-        })
-        .collect()
+/// Cases of both kinds.
+#[derive(Debug, Default)]
+struct Named {
+    lab: Vec<Run>,
+    vhost_user: Vec<&'static vhost_user::Case>,
+}
+
+fn named(names: &[String], kernels: &[Series]) -> Result<Named> {
+    if names.is_empty() {
+        return Ok(Named { lab: usual(kernels), vhost_user: vhost_user::ALL.to_vec() });
+    }
+    let mut named = Named::default();
+    let mut lab = Vec::new();
+    for name in names {
+        if let Some(case) = ALL.into_iter().find(|case| case.name == name) {
+            lab.push(case);
+        } else if let Some(case) = vhost_user::find(name) {
+            named.vhost_user.push(case);
+        } else {
+            let known = ALL.iter().map(|case| case.name).chain(vhost_user::ALL.iter().map(|case| case.name));
+            let known: Vec<&str> = known.collect();
+            return Err(Error::new(format!("no case {name}; there are {}", known.join(", "))));
+        }
+    }
+    named.lab = runs(&lab, kernels);
+    Ok(named)
 }

@@ -31,6 +31,8 @@ pub(crate) struct Parts {
     pub guests: Vec<(Series, Kernel)>,
     busybox: Vec<u8>,
     cache: PathBuf,
+    /// The program itself, which needs no libraries.
+    pub busybox_file: PathBuf,
     /// Our own programs: their names and what they are.
     programs: Vec<(&'static str, Vec<u8>)>,
 }
@@ -54,7 +56,8 @@ impl Parts {
             .unwrap_or_else(|| tree.join("bin/busybox"));
         let programs = PROGRAMS.iter().map(|name| Ok((*name, compiled(cache, name)?)));
         let programs = programs.collect::<Result<Vec<_>>>()?;
-        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, programs, cache: cache.to_owned() })
+        let cache = cache.to_owned();
+        Ok(Self { host_kernel, guests, busybox: read(&busybox)?, busybox_file: busybox, programs, cache })
     }
 
     /// The initial RAM disk of the host.

@@ -39,16 +39,18 @@ fn permissions(access: FileAccess) -> (&'static [i64], &'static [i64]) {
     }
 }
 
-/// How long a lock is waited for that is nobody's. Seen were 150 milliseconds.
+/// How long a lock is waited for that is nobody's, or whose owner is dying. Seen were 150 milliseconds.
 const AFTERLIFE: Duration = Duration::from_secs(5);
 /// How often it is looked for.
 const AGAIN: Duration = Duration::from_millis(2);
+/// How often in a row its owner must be seen alive: between taking up a deadly signal and beginning to die, nothing tells.
+const LOOKS: u32 = 5;
 
 /// Takes the locks.
 ///
-/// A process that was killed with requests in its io_uring keeps its files open a little longer than it lives: until the host
-/// has finished the requests and taken the ring down. So a lock without an owner is waited for, and whoever takes a disk
-/// over gets it when no write of the dead can come any more.
+/// A process that was killed is still there for a moment, and with requests in its io_uring it keeps its files open a little longer
+/// than it lives: until the host has finished the requests and taken the ring down. So a lock whose owner is dying, or that has
+/// none, is waited for, and whoever takes a disk over gets it when no write of the dead can come any more.
 ///
 /// # Errors
 /// [`BackendErrorKind::Busy`] where somebody else's are in the way; none is held then.
@@ -56,14 +58,16 @@ pub(super) fn acquire(file: &File, config: &FileConfig) -> Result<(), BackendErr
     if config.lock == Lock::Off {
         return Ok(());
     }
-    let start = Instant::now();
+    let (start, mut alive) = (Instant::now(), 0);
     loop {
         match try_acquire(file.as_fd(), config.access) {
             Ok(true) => return Ok(()),
             Ok(false) => {
                 release(file, config);
                 let owner = owner(file);
-                if owner.is_some() || start.elapsed() >= AFTERLIFE {
+                let lives = owner.as_ref().is_some_and(|owner| !owner.is_dying);
+                alive = if lives { alive + 1 } else { 0 };
+                if alive >= LOOKS || start.elapsed() >= AFTERLIFE {
                     return Err(in_use(config, owner));
                 }
                 thread::sleep(AGAIN);
@@ -73,9 +77,9 @@ pub(super) fn acquire(file: &File, config: &FileConfig) -> Result<(), BackendErr
     }
 }
 
-fn in_use(config: &FileConfig, owner: Option<String>) -> BackendError {
+fn in_use(config: &FileConfig, owner: Option<Owner>) -> BackendError {
     let path = config.path.display();
-    let whom = owner.unwrap_or_else(|| "another process".to_owned());
+    let whom = owner.map_or_else(|| "another process".to_owned(), |owner| owner.name);
     BackendError::new(
         BackendErrorKind::Busy,
         format!("{path} is in use by {whom}; lock=off opens it all the same"),
@@ -123,9 +127,16 @@ pub(super) fn release(file: &File, config: &FileConfig) {
     }
 }
 
+/// Who has locks on a file.
+struct Owner {
+    name: String,
+    /// It was killed, and has not let go yet.
+    is_dying: bool,
+}
+
 /// Who has locks on the file, as far as `/proc` shows it to us. Called when we hold none, so that our own descriptor, of
 /// which a process that we are just starting has a copy, is nobody's.
-fn owner(file: &File) -> Option<String> {
+fn owner(file: &File) -> Option<Owner> {
     let ours = file.metadata().ok()?;
     let holds = |process: &Path, fd: &DirEntry| {
         fs::metadata(fd.path()).is_ok_and(|other| (other.dev(), other.ino()) == (ours.dev(), ours.ino()))
@@ -142,10 +153,56 @@ fn owner(file: &File) -> Option<String> {
             continue;
         }
         if pid == me {
-            return Some("this process".to_owned());
+            return Some(Owner { name: "this process".to_owned(), is_dying: false });
         }
         let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        return Some(format!("another process ({}, pid {pid})", name.trim_end()));
+        return Some(Owner {
+            name: format!("another process ({}, pid {pid})", name.trim_end()),
+            is_dying: is_dying(&process.path()),
+        });
     }
     None
+}
+
+/// Whether a process was killed or is ending, as its `/proc` folder tells.
+fn is_dying(process: &Path) -> bool {
+    let text = |file: &str| fs::read_to_string(process.join(file)).unwrap_or_default();
+    is_ending(&text("stat")) || is_killed(&text("status"))
+}
+
+/// Whether the kernel has begun to take the process down, as `/proc/PID/stat` says: its flags, the seventh field behind its name,
+/// which may hold anything.
+fn is_ending(stat: &str) -> bool {
+    const EXITING: u64 = 0x4;
+    let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+    let flags = behind.split_whitespace().nth(6).and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & EXITING != 0)
+}
+
+/// Whether SIGKILL waits for the process, as `/proc/PID/status` says.
+fn is_killed(status: &str) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:")))
+        .filter_map(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .any(|set| set & KILL != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_of_the_dying_is_understood() {
+        assert!(!is_dying(Path::new("/proc/self")));
+        assert!(!is_dying(Path::new("/proc/nobody")));
+        assert!(!is_ending("7 (a) 4 4 4 (b) S 1 7 7 0 -1 4194304 100"));
+        assert!(is_ending("7 (a) R 1 7 7 0 -1 4228100 100"));
+        assert!(!is_killed(
+            "SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigCgt:\t0000000000000100\n"
+        ));
+        assert!(is_killed("Name:\tx\nSigPnd:\t0000000000000100\n"));
+        assert!(is_killed("ShdPnd:\t0000000000000100\n"));
+    }
 }

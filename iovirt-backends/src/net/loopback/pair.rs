@@ -174,7 +174,9 @@ impl PairState {
             return self.cut(frame, max_frame).is_some();
         }
         let Some(mut token) = self.tokens.pop() else { return false };
-        let is_copied = token.sg_mut().push_copy(frame.sg()).is_ok();
+        // Not by the call that plain frames are copied by: that is to stay within their loop.
+        let sg = token.sg_mut();
+        let is_copied = sg.push_host(len as usize).and_then(|()| sg.copy_sg(0, frame.sg(), 0, len)).is_ok();
         let is_carried = is_copied && (is_accepted || sum_up(&mut token, offload));
         if !is_carried {
             self.keep(token);

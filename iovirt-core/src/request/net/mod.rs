@@ -149,10 +149,11 @@ impl NetRequest {
         first & Offload::NOT_PLAIN == 0
     }
 
-    /// What is said of the frame, where anything is: also that its checksum was looked at.
+    /// Whether nothing at all is said of the frame: not even that its checksum was looked at.
     #[inline]
-    pub fn said(&self) -> Option<Offload> {
-        (self.sg.note() != Offload::PLAIN_NOTE).then(|| self.offload())
+    pub fn is_bare(&self) -> bool {
+        let [first, second] = self.sg.note();
+        first | second == 0
     }
 
     /// Says what is left to be done to the frame: for a back-end that received it, or a stage that did it.

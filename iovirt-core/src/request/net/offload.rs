@@ -169,6 +169,12 @@ impl Offload {
         self.gso_type == 0 && self.flags & Self::NEEDS_CSUM == 0
     }
 
+    /// Whether nothing at all is said of the frame: it is plain, and nobody looked at its checksum.
+    #[inline]
+    pub fn is_bare(self) -> bool {
+        self == Self::default()
+    }
+
     /// Whether the frame is to be cut.
     #[inline]
     pub const fn is_gso(self) -> bool {

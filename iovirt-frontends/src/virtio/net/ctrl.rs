@@ -172,8 +172,8 @@ impl QueueWork for ControlQueue {
         self.features = features;
     }
 
-    fn memory_changed(&mut self, _: &DmaView) {
-        // Nothing is kept in store.
+    fn memory_changed(&mut self, view: &DmaView) {
+        self.chain.rehome(view);
     }
 
     fn serve(&mut self, _: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
@@ -257,7 +257,8 @@ impl QueueWork for EitherQueue {
     }
 
     fn memory_changed(&mut self, view: &DmaView) {
-        self.work().memory_changed(view);
+        self.receive.memory_changed(view);
+        self.control.memory_changed(view);
     }
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {

@@ -6,7 +6,7 @@ use super::packet::{HEADER_LEN, receive_header};
 use crate::virtio::QueueError;
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
-use iovirt_core::dma::SgList;
+use iovirt_core::dma::{DmaView, SgList};
 use iovirt_core::request::net::{ETHERNET_HEADER, MacAddr, Offload, Offloads};
 
 /// Most buffers that one frame is spread over. The longest frame fits into them if each has 1 KiB.
@@ -58,6 +58,11 @@ impl Deliverer {
         }
     }
 
+    /// Lets go of a memory map that is not the view's any more.
+    pub(super) fn rehome(&mut self, view: &DmaView) {
+        self.chains.iter_mut().for_each(|chain| chain.rehome(view));
+    }
+
     /// Takes up the receive mode: once per turn.
     pub(super) fn refresh(&mut self, mode: &SharedMode) {
         mode.refresh(&mut self.mode);
@@ -83,14 +88,9 @@ impl Deliverer {
 
     /// Whether the guest takes a frame to which that is left to be done; one that it does not take is counted. A stack keeps to
     /// what its tokens accept, but the guest may have changed its mind since they went down.
-    #[inline]
-    pub(super) fn takes(&mut self, frame: &SgList, offload: Option<&Offload>) -> bool {
-        offload.is_none_or(|offload| self.takes_unfinished(frame.len(), *offload))
-    }
-
     #[cold]
     #[inline(never)]
-    fn takes_unfinished(&mut self, len: u64, offload: Offload) -> bool {
+    pub(super) fn takes(&mut self, len: u64, offload: Offload) -> bool {
         // Also to be told that a checksum is right is an offload.
         let taken = offload.check(len).is_ok_and(|needed| self.accepts.contains(needed | Offloads::CSUM));
         if !taken {
@@ -112,11 +112,30 @@ impl Deliverer {
         wanted
     }
 
+    /// Puts a frame that waited, or of which something is said, into the guest's next buffers.
+    ///
+    /// # Errors
+    /// As [`Deliverer::deliver`].
+    #[cold]
+    #[inline(never)]
+    pub(super) fn deliver_unfinished(
+        &mut self,
+        ring: &mut Ring,
+        frame: &SgList,
+        offload: Offload,
+    ) -> Result<Delivery, QueueError> {
+        self.deliver(ring, frame, Some(&offload))
+    }
+
     /// Puts a frame into the guest's next buffers.
     ///
     /// # Errors
     /// Where the ring is broken, or a buffer cannot even hold a header.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "with two callers it is not, and costs a plain frame 40 instructions"
+    )]
+    #[inline(always)]
     pub(super) fn deliver(
         &mut self,
         ring: &mut Ring,

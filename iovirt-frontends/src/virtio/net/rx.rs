@@ -5,7 +5,7 @@ use super::deliver::{Deliverer, Delivery};
 use super::device::NetShared;
 use crate::virtio::ring::Ring;
 use crate::virtio::{QueueError, QueueWork};
-use iovirt_core::dma::{DmaView, SgLimits, SgList};
+use iovirt_core::dma::{DmaSpace, DmaView, MemoryMap, SgLimits, SgList};
 use iovirt_core::request::net::{NetOutput, NetRequest, Offload, Offloads};
 use iovirt_core::stage::{Client, Finished};
 use iovirt_core::worker::{Turn, WorkerContext};
@@ -32,7 +32,7 @@ pub(super) struct ReceiveQueue {
     client: Client<NetRequest, ()>,
     deliverer: Deliverer,
     /// Frames for which the guest has no buffer yet, in order.
-    waiting: VecDeque<(SgList, Option<Offload>)>,
+    waiting: VecDeque<(SgList, Offload)>,
     /// Lists of frames that are gone, to be used again.
     spare: Vec<SgList>,
     /// When tokens go down again.
@@ -56,12 +56,15 @@ impl ReceiveQueue {
     ) -> Result<Self, BackendError> {
         let queue = shared.backend.open(cx, depth)?;
         shared.add_receiver(cx.waker());
+        let mut client = Client::new(cx, queue, depth, TOKEN_LIMITS);
+        // Tokens are below for as long as no frame comes, and hold no map of guest memory meanwhile.
+        client.refresh(&DmaSpace::new(MemoryMap::empty()).view());
         Ok(Self {
             deliverer: Deliverer::new(&shared.mode),
             shared,
             pair,
             depth: depth.get(),
-            client: Client::new(cx, queue, depth, TOKEN_LIMITS),
+            client,
             waiting: VecDeque::with_capacity(depth.get()),
             spare: Vec::with_capacity(depth.get()),
             retry_at: None,
@@ -92,7 +95,7 @@ impl ReceiveQueue {
         if accepts != self.deliverer.accepts {
             let Self { deliverer, waiting, .. } = self;
             deliverer.accepts = accepts;
-            waiting.retain(|(frame, offload)| deliverer.takes(frame, offload.as_ref()));
+            waiting.retain(|(frame, offload)| offload.is_bare() || deliverer.takes(frame.len(), *offload));
             if self.client.in_flight() > 0 && !self.resting {
                 self.recalling = true;
                 self.client.queue().drain(cx);
@@ -137,7 +140,7 @@ impl ReceiveQueue {
     /// Delivers the frames that wait, as far as the guest has buffers.
     fn deliver_waiting(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<(), QueueError> {
         while let Some((frame, offload)) = self.waiting.front() {
-            match self.deliverer.deliver(ring, frame, offload.as_ref())? {
+            match self.deliverer.deliver_unfinished(ring, frame, *offload)? {
                 Delivery::Done => {}
                 Delivery::NoBuffer => {
                     self.patience_ends = None;
@@ -182,15 +185,22 @@ impl ReceiveQueue {
                 }
                 return;
             }
-            let said = request.said();
-            let offload = said.as_ref();
-            if broken.is_some() || !deliverer.wants(request.sg()) || !deliverer.takes(request.sg(), offload) {
+            if broken.is_some() || !deliverer.wants(request.sg()) {
+                return;
+            }
+            let is_bare = request.is_bare();
+            if !is_bare && !deliverer.takes(request.sg().len(), request.offload()) {
                 return;
             }
             if waiting.is_empty()
                 && let Some(ring) = &mut ring
             {
-                match deliverer.deliver(ring, request.sg(), offload) {
+                let delivery = if is_bare {
+                    deliverer.deliver(ring, request.sg(), None)
+                } else {
+                    deliverer.deliver_unfinished(ring, request.sg(), request.offload())
+                };
+                match delivery {
                     Ok(Delivery::Done) => return,
                     Ok(Delivery::NoBuffer | Delivery::TooFew) => {}
                     Err(error) => {
@@ -199,9 +209,10 @@ impl ReceiveQueue {
                     }
                 }
             }
+            let offload = request.offload();
             let mut frame = spare.pop().unwrap_or_else(|| SgList::with_limits(TOKEN_LIMITS));
             if request.sg_mut().swap_segments(&mut frame).is_ok() {
-                waiting.push_back((frame, said));
+                waiting.push_back((frame, offload));
             } else {
                 deliverer.drop_unfit();
             }
@@ -229,7 +240,8 @@ impl QueueWork for ReceiveQueue {
     }
 
     fn memory_changed(&mut self, view: &DmaView) {
-        self.client.refresh(view);
+        self.deliverer.rehome(view);
+        self.spare.iter_mut().for_each(|list| list.rehome(view.map()));
     }
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {

@@ -180,6 +180,7 @@ impl QueueWork for TransmitQueue {
 
     fn memory_changed(&mut self, view: &DmaView) {
         self.client.refresh(view);
+        self.chain.rehome(view);
     }
 
     fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
