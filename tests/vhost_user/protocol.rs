@@ -162,6 +162,12 @@ fn the_configuration_is_read_and_the_cache_is_switched() {
         assert!(raw.ask(code::GET_CONFIG, &wrong).is_empty(), "{wrong:?}");
     }
     driver.queues[0].write(0, &[8; 512]).unwrap();
+    // A status of zero is what a VMM says that pauses its guest, whose driver keeps what it chose; a reset takes it back.
+    raw.take_protocol(ALL_PROTOCOL);
+    assert_eq!(raw.tell_number(code::SET_STATUS, 0), 0);
+    assert_eq!(cache(), 0);
+    assert_eq!(raw.tell(code::RESET_DEVICE, &[]), 0);
+    assert_eq!(cache(), 1);
 }
 
 #[test]

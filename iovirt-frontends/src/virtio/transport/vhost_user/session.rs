@@ -302,7 +302,10 @@ impl<'a> Session<'a> {
     fn set_status(&mut self, value: u64) -> Result<Answer, Failure> {
         let value = u8::try_from(value).map_err(|_| refused("a status has eight bits"))?;
         if value == 0 {
-            return self.reset();
+            // Said also where a guest is only paused: rings begin anew, and what its driver chose is kept.
+            self.take_back_rings()?;
+            self.device.shared.mend();
+            return Ok(Answer::Done);
         }
         let accepted = self.features & feature::VERSION_1 != 0;
         self.status = if accepted { value } else { value & !status::FEATURES_OK };
@@ -311,8 +314,13 @@ impl<'a> Session<'a> {
 
     /// The device as after power-on. Memory, features and what the front-end gave stay.
     fn reset(&mut self) -> Result<Answer, Failure> {
-        self.wait(&self.device.take_back_all())?;
+        self.take_back_rings()?;
         self.device.reset();
+        Ok(Answer::Done)
+    }
+
+    fn take_back_rings(&mut self) -> Result<(), Failure> {
+        self.wait(&self.device.take_back_all())?;
         if let Some(inflight) = &self.inflight {
             // What was thrown away is nothing that a driver waits for.
             inflight.forget();
@@ -321,7 +329,7 @@ impl<'a> Session<'a> {
         for (vring, &size) in self.vrings.iter_mut().zip(self.device.device.queue_max_sizes()) {
             *vring = Vring::new(size);
         }
-        Ok(Answer::Done)
+        Ok(())
     }
 
     // Memory
