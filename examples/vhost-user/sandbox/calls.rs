@@ -24,6 +24,8 @@ type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 const BLOCK_REQUESTS: [u64; 6] = [0x8008_1272, 0x1268, 0x127b, 0x125e, 0x1277, 0x127f];
 /// Attaching and detaching the queue of a tap.
 const TUNSETQUEUE: u64 = 0x4004_54d9;
+/// What a tap leaves to be done to frames, as far as the guest's driver accepts that: it says so while the guest runs.
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 /// Non-blocking mode.
 const FIONBIO: u64 = 0x5421;
 /// How much there is to be read; the resolver asks.
@@ -232,7 +234,8 @@ fn arguments() -> Result<Rules, BackendError> {
         Ok(vec![SeccompRule::new(vec![masked(2, libc::PROT_EXEC as u64, 0)?])?])
     };
     let thread = libc::CLONE_THREAD as u64;
-    let requests: Vec<u64> = BLOCK_REQUESTS.into_iter().chain([TUNSETQUEUE, FIONBIO, FIONREAD]).collect();
+    let requests: Vec<u64> =
+        BLOCK_REQUESTS.into_iter().chain([TUNSETQUEUE, TUNSETOFFLOAD, FIONBIO, FIONREAD]).collect();
     Ok([
         (libc::SYS_mmap, not_executable()?),
         (libc::SYS_mprotect, not_executable()?),
