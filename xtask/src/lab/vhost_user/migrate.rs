@@ -38,7 +38,10 @@ fn run(place: &Place) -> Result<String> {
     make_load_disk(place)?;
     let from = Daemon::start(place, "from", &disks(["from-files.sock", "from-load.sock"], "on"))?;
     let to = Daemon::start(place, "to", &disks(["to-files.sock", "to-load.sock"], "off"))?;
-    let machine = |name| Machine::new(place, name, "vhost-user-migrate").options(&["-no-reboot"]);
+    // Pages of files are to be written by devices alone, not cleared beforehand.
+    let machine = |name| {
+        Machine::new(place, name, "vhost-user-migrate").options(&["-no-reboot"]).words("init_on_alloc=0")
+    };
     let mut source = machine("source").disk("from-files.sock").disk("from-load.sock").start()?;
     let mut target = machine("target")
         .options(&["-incoming", "unix:migration"])
