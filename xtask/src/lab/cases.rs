@@ -111,6 +111,14 @@ pub(crate) struct Case {
     pub check: fn(&Outcome) -> Result<()>,
 }
 
+impl Case {
+    /// Whether a card on a tap is among its devices.
+    pub(crate) fn has_card(&self) -> bool {
+        let pipelines = self.devices.iter().chain(self.pci_devices);
+        pipelines.chain(self.options).any(|words| words.contains("tap"))
+    }
+}
+
 /// A case on a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Run {

@@ -34,6 +34,7 @@ pub(super) const PCI: Case = Case {
 /// Two pairs of queues.
 pub(super) const QUEUES: Case = Case {
     name: "net-mq",
+    usual: Usual::OneKernel,
     about: "two pairs of queues and two processors: two streams of TCP each way at once",
     processors: 2,
     devices: &[],
@@ -53,6 +54,7 @@ pub(super) const QUEUES: Case = Case {
 /// Frames are lost.
 pub(super) const FAULT: Case = Case {
     name: "net-fault",
+    usual: Usual::OneKernel,
     about: "one of 50 frames that the guest sends is lost: TCP delivers all the same",
     devices: &["virtio-net -> stats -> fault,fail=transmit,permille=20,seed=7 -> tap,name=tap0"],
     host: Some(include_str!("../../../lab/host/net-fault.sh")),
