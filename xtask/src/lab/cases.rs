@@ -69,6 +69,8 @@ pub(crate) enum Usual {
     EveryKernel,
     /// On one: what it shows depends little on the guest, and takes its time.
     OneKernel,
+    /// On none: under its load the emulation crashes too often.
+    Never,
 }
 
 /// A case. Files are named relative to the case's own folder.

@@ -230,7 +230,11 @@ struct Verdict {
 /// Every case, as it runs where none is named: some on the last of the kernels only.
 fn usual(kernels: &[Series]) -> Vec<Run> {
     let last = kernels.last().copied();
-    let is_usual = |run: &Run| run.case.usual == Usual::EveryKernel || Some(run.kernel) == last;
+    let is_usual = |run: &Run| match run.case.usual {
+        Usual::EveryKernel => true,
+        Usual::OneKernel => Some(run.kernel) == last,
+        Usual::Never => false,
+    };
     runs(&ALL, kernels).into_iter().filter(is_usual).collect()
 }
 
