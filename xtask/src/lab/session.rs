@@ -30,7 +30,7 @@ const BATCH: usize = 7;
 /// of its own.
 const STARTS: u32 = 6;
 /// How often a case is run again whose guest crashed.
-const CRASHES: u32 = 4;
+const CRASHES: u32 = 8;
 
 /// Runs the cases and checks what they left.
 pub(crate) fn run(runs: &[Run], options: &Options) -> Result<Vec<Verdict>> {
