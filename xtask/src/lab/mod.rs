@@ -184,9 +184,10 @@ fn run_named(named: &Named, options: &Options) -> Result<bool> {
     }
     run_cases(&named.lab, options, &mut tally)?;
     if !vhost_user::is_inside() {
-        println!("cases: {} passed, {} failed", tally.passed, tally.failed);
+        tally.failures.iter().for_each(|failure| println!("case {failure}"));
+        println!("cases: {} passed, {} failed", tally.passed, tally.failures.len());
     }
-    Ok(tally.failed == 0)
+    Ok(tally.failures.is_empty())
 }
 
 /// Runs cases of the lab machine.
@@ -194,15 +195,11 @@ fn run_cases(runs: &[Run], options: &Options, tally: &mut Tally) -> Result<()> {
     let verdicts =
         if options.reference { reference::run(runs, options)? } else { session::run(runs, options)? };
     for verdict in &verdicts {
-        let mut show = options.verbose;
+        tally.add(&verdict.run, &verdict.outcome);
         if let Err(error) = &verdict.outcome {
-            tally.failed += 1;
-            show = true;
             println!("\ncase {}: {error}", verdict.run);
-        } else {
-            tally.passed += 1;
         }
-        if show {
+        if options.verbose || verdict.outcome.is_err() {
             println!("--- what the guest of {} printed", verdict.run);
             println!("{}", verdict.console);
             println!("--- end of {}", verdict.run);

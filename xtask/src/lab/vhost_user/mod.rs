@@ -89,13 +89,26 @@ impl fmt::Display for Run {
     }
 }
 
-/// How many cases ended how.
-#[derive(Debug, Clone, Copy, Default)]
+/// How cases ended.
+#[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Those that passed.
+    /// How many passed.
     pub passed: usize,
-    /// Those that did not.
-    pub failed: usize,
+    /// Those that did not, each in one line: a log may be long, and is read from its end.
+    pub failures: Vec<String>,
+}
+
+impl Tally {
+    /// Counts a case.
+    pub(crate) fn add(&mut self, run: &impl fmt::Display, outcome: &Result<()>) {
+        match outcome {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                let why = error.to_string();
+                self.failures.push(format!("{run} FAILED: {}", why.lines().next().unwrap_or_default()));
+            }
+        }
+    }
 }
 
 /// The case of that name.
@@ -120,12 +133,12 @@ pub(crate) fn run(cases: &[&'static Case], options: &Options) -> Result<Tally> {
                 continue;
             }
             let run = Run { case, kernel: *kernel };
-            let passed = if case.network == Network::Own && !is_inside() {
+            let outcome = if case.network == Network::Own && !is_inside() {
                 run_in_namespace(run, &daemon)?
             } else {
                 run_here(run, &parts, &daemon)?
             };
-            *if passed { &mut tally.passed } else { &mut tally.failed } += 1;
+            tally.add(&run, &outcome);
         }
     }
     Ok(tally)
@@ -148,8 +161,8 @@ pub(crate) fn is_inside() -> bool {
     env::var_os(INSIDE).is_some()
 }
 
-/// Runs this program again in a network namespace of its own, for one case.
-fn run_in_namespace(run: Run, daemon: &Path) -> Result<bool> {
+/// Runs this program again in a network namespace of its own, for one case; the outer result is whether that could be done.
+fn run_in_namespace(run: Run, daemon: &Path) -> Result<Result<()>> {
     let user: &[&str] = if setup::is_root() { &[] } else { &["--map-root-user"] };
     let status = Cmd::new("unshare")
         .arg("--net")
@@ -161,10 +174,10 @@ fn run_in_namespace(run: Run, daemon: &Path) -> Result<bool> {
         .into_inner()
         .status()
         .context("unshare")?;
-    Ok(status.success())
+    Ok(if status.success() { Ok(()) } else { Err(Error::new(format!("in its namespace, {status}"))) })
 }
 
-fn run_here(run: Run, parts: &Parts, daemon: &Path) -> Result<bool> {
+fn run_here(run: Run, parts: &Parts, daemon: &Path) -> Result<Result<()>> {
     let Some((_, kernel)) = parts.guests.iter().find(|(series, _)| *series == run.kernel) else {
         return Err(Error::new(format!("no kernel for {run}")));
     };
@@ -191,7 +204,7 @@ fn run_here(run: Run, parts: &Parts, daemon: &Path) -> Result<bool> {
         }
     }
     drop_large(&place.folder)?;
-    Ok(outcome.is_ok())
+    Ok(outcome.map(drop))
 }
 
 /// The ends of what programs said.
