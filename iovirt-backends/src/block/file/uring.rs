@@ -24,6 +24,8 @@ pub(super) struct Ring {
     fixed: Option<FixedFile>,
     slots: Box<[Option<Slot>]>,
     disk: Arc<Disk>,
+    /// A disk behind no page cache works on a request while the next one is made.
+    at_once: bool,
     reaped: Vec<Reaped>,
 }
 
@@ -48,7 +50,8 @@ impl Ring {
         // One more: the sync at the end of a drain.
         let slots = (0..=depth.get()).map(|_| None).collect();
         let reaped = Vec::with_capacity(depth.get() + 1);
-        Self { client: Some(client), fixed, slots, disk: disk.clone(), reaped }
+        let at_once = disk.facts().is_direct();
+        Self { client: Some(client), fixed, slots, disk: disk.clone(), at_once, reaped }
     }
 
     /// Whether the ring can do that call.
@@ -70,6 +73,9 @@ impl Ring {
         // zeroes of the disk. The slot lies in a slice of fixed size and is not touched until `reap` has its
         // completion; `drop` gives slots and disk to the ring otherwise. The disk keeps the file open.
         unsafe { client.push(slot, entry) };
+        if self.at_once {
+            client.submit();
+        }
         None
     }
 
