@@ -154,9 +154,18 @@ fn list() {
         println!("{:<18} {}", case.name, case.about);
     }
     println!(
-        "Each on kernels {}, or on one of them by --kernel; vhost-user-… on one or on both where none is named.",
-        Series::ALL.map(Series::name).join(" and ")
+        "Each on kernels {}, or on one of them by --kernel. Where no case is named, {} run on the newer one only, {} not at all, \
+         vhost-user-… on one or on both.",
+        Series::ALL.map(Series::name).join(" and "),
+        names(Usual::OneKernel),
+        names(Usual::Never),
     );
+}
+
+/// The cases that run so where none is named.
+fn names(usual: Usual) -> String {
+    let names: Vec<&str> = ALL.iter().filter(|case| case.usual == usual).map(|case| case.name).collect();
+    names.join(", ")
 }
 
 /// Each case on each kernel.

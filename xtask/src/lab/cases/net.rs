@@ -86,6 +86,7 @@ pub(super) const GONE: Case = Case {
 pub(super) const RESTORE: Case = Case {
     name: "net-restore",
     about: "saved in the middle of a TCP stream, the guest goes on in another process, and so does the stream",
+    usual: Usual::OneKernel,
     devices: &[],
     pci_devices: &["virtio-net -> stats -> tap,name=tap0"],
     host: Some(include_str!("../../../lab/host/net-restore.sh")),

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::save_restore::{FIO, written};
-use super::{BLANK, Case};
+use super::{BLANK, Case, Usual};
 use crate::error::{Result, write};
 use crate::lab::filesystem::noise;
 use crate::lab::fio;
@@ -10,6 +10,7 @@ use crate::lab::parts::Parts;
 /// A machine saved with requests in flight.
 pub(super) const CASE: Case = Case {
     name: "stuck",
+    usual: Usual::OneKernel,
     about: "a machine is saved while its disk is stuck with fio's requests, which are done after the restore; another grew meanwhile",
     devices: &[
         "virtio-blk,serial=sign -> file,path=sign.img",
