@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A worker with a ring; `None`, with a word, on a host that permits none.
 fn worker(entries: u32) -> Option<Worker> {
@@ -104,6 +104,23 @@ fn a_file_is_written_and_read() {
         client.unregister_file(fixed);
         assert_eq!(client.register_file(&file), Some(fixed), "the place is free again");
     }
+}
+
+/// What is submitted at once need not wait for the end of the round.
+#[test]
+fn what_is_submitted_is_done_before_the_round_ends() {
+    let Some(mut worker) = worker(4) else { return };
+    let (file, client) = (temporary("at-once"), client(&mut worker));
+    worker.with_context(|_| {
+        push_write(&client, 3, file.as_raw_fd(), b"data", 0);
+        assert_eq!(file.metadata().unwrap().len(), 0, "not before it is submitted");
+        client.submit();
+        let end = Instant::now() + Duration::from_secs(20);
+        while file.metadata().unwrap().len() < 4 {
+            assert!(Instant::now() < end, "nothing was written");
+        }
+    });
+    assert_eq!(reap(&mut worker, &client, 1), [Reaped { slot: 3, result: 4 }]);
 }
 
 /// A client that leaves in the very turn in which it wrote: its place among the registered files is not given to another

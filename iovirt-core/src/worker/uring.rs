@@ -44,10 +44,33 @@ pub struct Reaped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FixedFile(pub u32);
 
+/// When the kernel puts completions into the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TaskWork {
+    /// When this thread asks for them: they come in batches, and interrupt nobody. Linux 6.1.
+    Deferred,
+    /// At this thread's next system call. Linux 6.0.
+    Cooperative,
+    /// At once, for which it interrupts this thread.
+    Immediate,
+}
+
+impl TaskWork {
+    fn ring(self, entries: u32) -> io::Result<IoUring> {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(entries * 8).setup_clamp();
+        match self {
+            Self::Deferred => builder.setup_single_issuer().setup_taskrun_flag().setup_defer_taskrun(),
+            Self::Cooperative => builder.setup_single_issuer().setup_taskrun_flag().setup_coop_taskrun(),
+            Self::Immediate => &mut builder,
+        };
+        builder.build(entries)
+    }
+}
+
 pub(super) struct Uring {
     ring: IoUring,
-    /// Completions come into the ring when this thread asks for them.
-    deferred: bool,
+    task_work: TaskWork,
     event: EventFd,
     clients: Vec<ClientState>,
     free_files: Vec<u32>,
@@ -72,9 +95,15 @@ enum Phase {
 }
 
 impl Uring {
+    /// The best ring that the host's kernel knows.
     pub(super) fn open(entries: u32, reactor: &Reactor) -> io::Result<Self> {
-        let entries = entries.clamp(1, 4096);
-        let (ring, deferred) = build(entries)?;
+        Self::open_as(TaskWork::Deferred, entries, reactor)
+            .or_else(|_| Self::open_as(TaskWork::Cooperative, entries, reactor))
+            .or_else(|_| Self::open_as(TaskWork::Immediate, entries, reactor))
+    }
+
+    fn open_as(task_work: TaskWork, entries: u32, reactor: &Reactor) -> io::Result<Self> {
+        let ring = task_work.ring(entries.clamp(1, 4096))?;
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         reactor.watch_uring(&event)?;
@@ -86,7 +115,7 @@ impl Uring {
         Ok(Self {
             ring,
             event,
-            deferred,
+            task_work,
             clients: Vec::new(),
             free_files,
             retired_files: Vec::new(),
@@ -150,17 +179,22 @@ impl Uring {
 
     /// Whether the kernel has completions: a look at memory.
     pub(super) fn has_completions(&mut self) -> bool {
-        !self.ring.completion().is_empty() || (self.deferred && self.ring.submission().taskrun())
+        !self.ring.completion().is_empty() || self.waits_to_be_asked()
     }
 
     /// Whether completions wait for this thread to enter the kernel, by whatever system call.
     pub(super) fn waits_for_a_call(&mut self) -> bool {
-        !self.deferred && self.ring.submission().taskrun()
+        self.task_work != TaskWork::Deferred && self.ring.submission().taskrun()
+    }
+
+    /// Whether the kernel keeps completions until [`IoUring::submit`], which asks for them where there are some.
+    fn waits_to_be_asked(&mut self) -> bool {
+        self.task_work == TaskWork::Deferred && self.ring.submission().taskrun()
     }
 
     fn collect(&mut self) {
-        if self.deferred && self.ring.submission().taskrun() {
-            // Submits what is queued too. Where it fails, the flag stays and the next one to look tries again.
+        if self.waits_to_be_asked() {
+            // Submits what is queued too. It fails over nothing else, and then there is a backlog, which comes back to this.
             let submitted = self.ring.submit().unwrap_or(0);
             self.queued = self.queued.saturating_sub(submitted);
         }
@@ -245,30 +279,6 @@ impl Drop for Uring {
     }
 }
 
-/// A ring with what the host's kernel knows, and whether it defers completions until it is asked for them, which costs the
-/// least: they come in batches, and interrupt nobody.
-fn build(entries: u32) -> io::Result<(IoUring, bool)> {
-    let builder = || {
-        let mut builder = IoUring::builder();
-        builder.setup_cqsize(entries * 8).setup_clamp();
-        builder
-    };
-    // Linux 6.1.
-    if let Ok(ring) =
-        builder().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(entries)
-    {
-        return Ok((ring, true));
-    }
-    // Linux 6.0, and older ones.
-    builder()
-        .setup_single_issuer()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag()
-        .build(entries)
-        .or_else(|_| builder().build(entries))
-        .map(|ring| (ring, false))
-}
-
 fn join(client: usize, slot: u32) -> u64 {
     (client as u64) << 32 | u64::from(slot)
 }
@@ -289,7 +299,7 @@ impl UringClient {
         Self { ring: ring.clone(), client }
     }
 
-    /// Adds an entry to the ring; the worker submits it at the end of the round. `slot` comes back with the completion;
+    /// Adds an entry to the ring; the worker submits it at the end of the round at the latest. `slot` comes back with the completion;
     /// the entry's user data is overwritten.
     ///
     /// # Safety
@@ -378,5 +388,79 @@ impl fmt::Debug for Uring {
             .field("event", &self.event.as_raw_fd())
             .field("in_flight", &self.in_flight)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use io_uring::opcode;
+    use std::io::{PipeReader, Write, pipe};
+    use std::time::{Duration, Instant};
+
+    const LANE: usize = 3;
+
+    /// Does this with a ring of every kind, and a client of it that reads one byte from a pipe.
+    fn with_each(test: impl Fn(&mut Reactor, &Rc<RefCell<Uring>>, &UringClient, &mut dyn FnMut())) {
+        for task_work in [TaskWork::Deferred, TaskWork::Cooperative, TaskWork::Immediate] {
+            let wake = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
+            let mut reactor = Reactor::new(&wake).expect("a reactor");
+            let ring = match Uring::open_as(task_work, 4, &reactor) {
+                Ok(ring) => Rc::new(RefCell::new(ring)),
+                Err(error) => {
+                    crate::test_utils::skipped(format!("no ring with {task_work:?} task work here: {error}"));
+                    continue;
+                }
+            };
+            let client = UringClient::new(&ring, LANE);
+            let (reader, mut writer) = pipe().expect("a pipe");
+            let mut byte = Box::new([0_u8]);
+            push_read(&client, &reader, &mut byte);
+            client.submit();
+            test(&mut reactor, &ring, &client, &mut || writer.write_all(b"x").expect("written"));
+            let mut reaped = Vec::new();
+            client.reap(&mut reaped);
+            assert_eq!((&*reaped, &*byte), (&[Reaped { slot: 9, result: 1 }][..], b"x"), "{task_work:?}");
+        }
+    }
+
+    fn push_read(client: &UringClient, reader: &PipeReader, byte: &mut Box<[u8; 1]>) {
+        let entry = opcode::Read::new(types::Fd(reader.as_raw_fd()), byte.as_mut_ptr(), 1).build();
+        // SAFETY: pipe and byte outlive the completion, which the caller reaps; if it does not come the test has failed, and
+        // the drop of the ring waits for the read or cancels it.
+        unsafe { client.push(9, entry) };
+    }
+
+    fn wait(reactor: &mut Reactor, timeout_ms: i32) -> bool {
+        let mut completions = false;
+        reactor.wait(timeout_ms, |_| (), || completions = true).expect("waited");
+        completions
+    }
+
+    #[test]
+    fn a_completion_wakes_who_sleeps() {
+        with_each(|reactor, ring, _, complete| {
+            assert!(!wait(reactor, 0), "before there is any");
+            complete();
+            assert!(wait(reactor, 20_000));
+            let mut lanes = Vec::new();
+            ring.borrow_mut().collect_for_lanes(|lane| lanes.push(lane));
+            assert_eq!(lanes, [LANE]);
+        });
+    }
+
+    #[test]
+    fn a_completion_is_seen_by_who_looks() {
+        with_each(|reactor, ring, client, complete| {
+            complete();
+            let end = Instant::now() + Duration::from_secs(20);
+            while !ring.borrow_mut().has_completions() {
+                assert!(Instant::now() < end, "nothing is seen");
+                if ring.borrow_mut().waits_for_a_call() {
+                    wait(reactor, 0);
+                }
+            }
+            assert_eq!(client.in_flight(), 1);
+        });
     }
 }

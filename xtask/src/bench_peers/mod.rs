@@ -274,7 +274,7 @@ fn bare_calls(head: &str, target: Target, plan: &Plan, files: &Files, results: &
 fn how(plan: &Plan) -> String {
     format!(
         "One client and one server at a time, each on a processor of its own, one queue of 256, a disk of {} MiB; {} s for each \
-         point after {:.1} s to warm up, {} in turns over all servers, with a fresh process each time.",
+         point after {:.2} s to warm up, {} in turns over all servers, with a fresh process each time.",
         plan.disk >> 20,
         plan.span.measured.as_secs_f64(),
         plan.span.warm_up.as_secs_f64(),

@@ -11,6 +11,30 @@ fn direct(path: &Path) -> FileConfig {
     FileConfig { direct: Direct::On, ..FileConfig::new(path) }
 }
 
+/// Without a page cache the disk has each request while the round that makes them goes on.
+#[test]
+fn a_direct_write_reaches_the_disk_before_the_round_ends() {
+    let folder = folder();
+    let path = image(&folder, 1 << 16);
+    let backend =
+        FileBackend::open(FileConfig { engine: Engine::Uring, ..direct(&path) }).expect("a back-end");
+    let mut rig = Rig::new(&backend);
+    let mut sg = rig.memory(4096, 0, 1);
+    sg.copy_from(0, &[7; 4096]).expect("fits");
+    let request = BlockRequest::transfer(BlockOp::Write, rig.tag(), 4096, sg).expect("a range");
+    let Rig { worker, queue, .. } = &mut rig;
+    worker.with_context(|cx| {
+        queue.submit(cx, request);
+        queue.kick(cx);
+        let end = Instant::now() + LIMIT;
+        while std::fs::read(&path).expect("read")[4096] != 7 {
+            assert!(Instant::now() < end, "the write waits for the end of the round");
+        }
+    });
+    rig.finish();
+    assert_eq!(rig.done.drain().next().map(|completion| completion.output), Some(BlockOutput::Done));
+}
+
 /// What a guest does to a disk.
 #[derive(Clone, Debug)]
 enum Op {
