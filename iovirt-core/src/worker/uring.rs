@@ -391,7 +391,7 @@ impl fmt::Debug for Uring {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, feature = "test-utils", not(loom)))]
 mod tests {
     use super::*;
     use io_uring::opcode;

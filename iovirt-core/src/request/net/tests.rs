@@ -232,6 +232,7 @@ fn a_checksum_is_added() {
 
 /// Whatever the bytes are, a frame is cut or refused.
 #[test]
+#[cfg(feature = "test-utils")]
 fn no_frame_and_no_header_breaks_the_cutter() {
     let mut rng = crate::test_utils::Rng::new(5);
     let (mut cut, mut segment) = (0, Vec::new());
