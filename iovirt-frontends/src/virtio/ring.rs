@@ -152,13 +152,19 @@ impl Ring {
         }
     }
 
-    /// Shows the driver what was returned, and interrupts it where it wants that.
+    /// Shows the driver what was returned. One that does not look is told by the [`publish`](Ring::publish) that must follow.
     #[inline]
-    pub fn publish(&mut self) {
+    pub fn show(&mut self) {
         self.queue.publish();
         if let Some(inflight) = &mut self.inflight {
             inflight.published(self.queue.used_idx());
         }
+    }
+
+    /// Shows the driver what was returned, and interrupts it where it wants that.
+    #[inline]
+    pub fn publish(&mut self) {
+        self.show();
         if self.queue.needs_interrupt() {
             self.link.interrupts.fetch_add(1, Ordering::Relaxed);
             self.shared.notify.used(self.index);

@@ -24,6 +24,8 @@ const TURN_CHAINS: usize = 256;
 /// Bytes of requests taken in one turn before other lanes have theirs: a driver may let every request of a batch point to
 /// the same memory, gigabytes of it, and a back-end may copy all of that at once.
 const TURN_BYTES: u64 = 64 << 20;
+/// Chains after which a driver that looks at its ring is shown what has come home, while the rest of its batch is worked on.
+const SHOWN_AT_ONCE: usize = 8;
 
 /// What all queues of one device share.
 #[derive(Debug)]
@@ -117,6 +119,9 @@ impl BlkQueue {
             budget.spend(&self.chain);
             taken += 1;
             self.start(cx, ring, (head, tag, sg), fua)?;
+            if taken % SHOWN_AT_ONCE == 0 && self.bring_home(cx, ring) > 0 {
+                ring.show();
+            }
         }
         Ok(taken)
     }
