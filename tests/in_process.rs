@@ -1,6 +1,8 @@
 //! virtio-blk driven by `virtio-drivers` in this process: registers, rings, every request type, life cycle.
 
 mod common;
+#[path = "in_process/shown.rs"]
+mod shown;
 
 use common::{ALL, NO_EVENT_IDX, Rig};
 use iovirt_backends::block::memory::{MemoryBackend, MemoryConfig};
