@@ -39,6 +39,10 @@ pub(crate) const QEMU_NBD: Tool = tool("qemu-nbd", "qemu-utils");
 pub(crate) const STORAGE_DAEMON: Tool = tool("qemu-storage-daemon", "qemu-utils");
 /// Makes devices and addresses in a network namespace, for the tests of tap devices.
 pub(crate) const IP: Tool = tool("ip", "iproute2");
+/// Makes a whole Debian system.
+pub(crate) const MMDEBSTRAP: Tool = tool("mmdebstrap", "mmdebstrap");
+/// Gives who is not root further users, which a system needs.
+pub(crate) const NEWUIDMAP: Tool = tool("newuidmap", "uidmap");
 /// Makes the network namespace.
 pub(crate) const UNSHARE: Tool = tool("unshare", "util-linux");
 /// Makes disks of files, for the tests of block devices.
@@ -97,6 +101,9 @@ pub(crate) use debian::unpacked;
 
 /// What a package depends on, and the first of that, which is what a package that only points to another is for.
 pub(crate) use debian::{dependencies, points_to};
+
+/// Where this system's own packages come from.
+pub(crate) use debian::{Source, source};
 
 /// Whether we may do what only root may.
 pub(crate) use debian::is_root;

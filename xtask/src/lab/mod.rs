@@ -10,6 +10,7 @@
 
 mod cases;
 mod cpio;
+mod debian;
 mod filesystem;
 mod fio;
 mod kernel;

@@ -49,26 +49,41 @@ fn do_install(options: &[String], packages: &[&str]) -> Result<()> {
     apt_get(options).args(INSTALL).args(packages).quiet()
 }
 
-/// Options that make apt see the backports for one call, from lists of our own: the system's sources stay as they are.
-fn backports() -> Result<Vec<String>> {
+/// Where the packages of this system's release come from.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// The address under which the release is.
+    pub mirror: String,
+    /// The release's code name.
+    pub release: String,
+}
+
+/// Where this system's own packages come from.
+pub(crate) fn source() -> Result<Source> {
     let targets = Cmd::new("apt-get").args(["indextargets", "--format", "$(REPO_URI) $(CODENAME)"]).text()?;
-    let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
-    let codename = release
+    let about = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
+    let release = about
         .lines()
         .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
         .ok_or_else(|| Error::new("no VERSION_CODENAME in /etc/os-release"))?;
-    let uri = targets
+    let mirror = targets
         .lines()
         .filter_map(|line| line.split_once(' '))
-        .find(|(_, suite)| *suite == codename)
-        .map(|(uri, _)| uri)
-        .ok_or_else(|| Error::new(format!("no package source for {codename}")))?;
+        .find(|(_, suite)| *suite == release)
+        .map(|(mirror, _)| mirror)
+        .ok_or_else(|| Error::new(format!("no package source for {release}")))?;
+    Ok(Source { mirror: mirror.to_owned(), release: release.to_owned() })
+}
+
+/// Options that make apt see the backports for one call, from lists of our own: the system's sources stay as they are.
+fn backports() -> Result<Vec<String>> {
+    let Source { mirror, release } = source()?;
 
     let folder = cmd::target().join("lab/apt");
     let list = folder.join("sources.list");
     let mut sources = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
     let line = format!(
-        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {uri} {codename}-backports main\n"
+        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {mirror} {release}-backports main\n"
     );
     sources.push('\n');
     sources.push_str(&line);
@@ -83,9 +98,9 @@ fn backports() -> Result<Vec<String>> {
         "-o".to_owned(),
         "APT::Sandbox::User=root".to_owned(),
         "-t".to_owned(),
-        format!("{codename}-backports"),
+        format!("{release}-backports"),
     ];
-    println!("taking them from {codename}-backports");
+    println!("taking them from {release}-backports");
     apt_get(&options).arg("update").quiet()?;
     Ok(options)
 }

@@ -16,6 +16,7 @@ pub(super) const CASE: Case = Case {
     about: "QEMU's guest on two disks of our daemon with two queues each: files both ways, flush, discard, resize",
     kernels: &Series::ALL,
     network: Network::Unused,
+    image: None,
     run,
 };
 

@@ -15,6 +15,7 @@ pub(super) const CASE: Case = Case {
     about: "QEMU is killed under load: the daemon lets go of its memory and serves the next QEMU, whose guest reboots",
     kernels: &[Series::V6_1],
     network: Network::Unused,
+    image: None,
     run,
 };
 

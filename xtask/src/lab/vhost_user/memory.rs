@@ -14,6 +14,7 @@ pub(super) const CASE: Case = Case {
     about: "memory is plugged into the guest and taken away again under load, and disks are read into it",
     kernels: &[Series::V6_12],
     network: Network::Unused,
+    image: None,
     run,
 };
 

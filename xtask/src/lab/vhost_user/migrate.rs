@@ -14,6 +14,7 @@ pub(super) const CASE: Case = Case {
     about: "live migration to another QEMU and another daemon under load: what devices wrote into memory arrives",
     kernels: &[Series::V6_12],
     network: Network::Unused,
+    image: None,
     run,
 };
 

@@ -5,6 +5,7 @@
 
 mod blk;
 mod daemon;
+mod debian;
 mod kill;
 mod left;
 mod load;
@@ -30,8 +31,16 @@ use crate::lab::parts::Parts;
 use crate::setup;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 7] =
-    [&blk::CASE, &kill::CASE, &left::CASE, &memory::CASE, &migrate::CASE, &net::CASE, &net::QUEUES];
+pub(crate) const ALL: [&Case; 8] = [
+    &blk::CASE,
+    &debian::CASE,
+    &kill::CASE,
+    &left::CASE,
+    &memory::CASE,
+    &migrate::CASE,
+    &net::CASE,
+    &net::QUEUES,
+];
 
 /// A case.
 #[derive(Debug)]
@@ -43,6 +52,8 @@ pub(crate) struct Case {
     /// The kernels on which it runs where none is named.
     kernels: &'static [Series],
     network: Network,
+    /// Makes the image that it starts from and keeps it in a folder, before the case's time begins.
+    image: Option<fn(&Path) -> Result<PathBuf>>,
     /// Runs it in the folder of a place; gives back a few words on what was seen.
     run: fn(&Place) -> Result<String>,
 }
@@ -70,6 +81,8 @@ pub(crate) struct Place {
     pub ramdisk: PathBuf,
     /// Our daemon.
     pub daemon: PathBuf,
+    /// What it starts from, if it is that kind of case.
+    pub image: Option<PathBuf>,
     /// For tools that this system need not have.
     pub busybox: PathBuf,
     /// When the case must have ended.
@@ -122,7 +135,7 @@ pub(crate) fn run(cases: &[&'static Case], options: &Options) -> Result<Tally> {
         return Ok(Tally::default());
     }
     setup::ensure(&[setup::IP, setup::UNSHARE])?;
-    let parts = Parts::obtain(&folder().join("packages"), options.kernels())?;
+    let parts = Parts::obtain(&packages(), options.kernels())?;
     let place = folder().join("vhost-user");
     fs::create_dir_all(&place).context(place.display())?;
     let daemon = daemon(options)?;
@@ -142,6 +155,11 @@ pub(crate) fn run(cases: &[&'static Case], options: &Options) -> Result<Tally> {
         }
     }
     Ok(tally)
+}
+
+/// Where what was fetched is kept.
+fn packages() -> PathBuf {
+    folder().join("packages")
 }
 
 /// Our daemon, built unless the options name one.
@@ -185,12 +203,14 @@ fn run_here(run: Run, parts: &Parts, daemon: &Path) -> Result<Result<()>> {
     empty_folder(&place)?;
     let ramdisk = place.join("guest.cpio");
     write(&ramdisk, parts.guest(kernel)?)?;
+    let image = run.case.image.map(|make| make(&packages())).transpose()?;
     let clock = Instant::now();
     let place = Place {
         folder: place,
         kernel: kernel.elf.clone(),
         ramdisk,
         daemon: daemon.to_owned(),
+        image,
         busybox: parts.busybox_file.clone(),
         deadline: clock + LIMIT,
     };

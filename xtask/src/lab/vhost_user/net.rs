@@ -19,6 +19,7 @@ pub(super) const CASE: Case = Case {
     about: "QEMU's guest on a card of our daemon on a tap: ping and TCP both ways",
     kernels: &[Series::V6_1],
     network: Network::Own,
+    image: None,
     run: |place| run(place, 1),
 };
 

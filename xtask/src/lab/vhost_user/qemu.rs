@@ -16,6 +16,16 @@ pub(crate) struct Machine<'a> {
     memory: &'static str,
     arguments: Vec<String>,
     devices: usize,
+    start: Start,
+}
+
+/// What a machine starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// The case's kernel, which QEMU itself puts in place.
+    Kernel,
+    /// What its firmware finds on the first disk.
+    Firmware,
 }
 
 /// How many bytes of memory a guest begins with.
@@ -24,7 +34,22 @@ const MEMORY: &str = "256M";
 impl<'a> Machine<'a> {
     /// A machine with two processors whose guest runs that script. The name tells machines of a case apart.
     pub(crate) fn new(place: &'a Place, name: &'static str, script: &'static str) -> Self {
-        Self { place, name, script, words: String::new(), memory: MEMORY, arguments: Vec::new(), devices: 0 }
+        Self {
+            place,
+            name,
+            script,
+            words: String::new(),
+            memory: MEMORY,
+            arguments: Vec::new(),
+            devices: 0,
+            start: Start::Kernel,
+        }
+    }
+
+    /// Starts from its first disk, like any PC.
+    pub(crate) fn with_firmware(mut self) -> Self {
+        self.start = Start::Firmware;
+        self
     }
 
     /// Further words for the guest kernel's command line.
@@ -77,8 +102,7 @@ impl<'a> Machine<'a> {
     /// Starts it.
     pub(crate) fn start(self) -> Result<Qemu<'a>> {
         let Self { place, name, script, .. } = self;
-        let kernel = format!("console=ttyS0 quiet panic=-1 lab.case={script}{}", self.words);
-        let command = Cmd::new("qemu-system-x86_64")
+        let mut command = Cmd::new("qemu-system-x86_64")
             .args(["-machine", "q35,memory-backend=m", "-accel", "tcg,thread=multi", "-cpu", "max"])
             .args(["-smp", "2", "-m", self.memory])
             .arg("-object")
@@ -86,14 +110,17 @@ impl<'a> Machine<'a> {
             .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
             .args(["-qmp", &format!("unix:{name}.qmp,server=on,wait=off")])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-            .args(self.arguments)
-            .arg("-kernel")
-            .arg(&place.kernel)
-            .arg("-initrd")
-            .arg(&place.ramdisk)
-            .args(["-append", &kernel])
-            .into_inner();
-        let process = Process::start(command, &place.folder, name, place.deadline)?;
+            .args(self.arguments);
+        if self.start == Start::Kernel {
+            let words = format!("console=ttyS0 quiet panic=-1 lab.case={script}{}", self.words);
+            command = command
+                .arg("-kernel")
+                .arg(&place.kernel)
+                .arg("-initrd")
+                .arg(&place.ramdisk)
+                .args(["-append", &words]);
+        }
+        let process = Process::start(command.into_inner(), &place.folder, name, place.deadline)?;
         Ok(Qemu { place, name, script, process })
     }
 }
