@@ -12,6 +12,7 @@ mod histogram;
 mod machine;
 mod plot;
 mod points;
+mod queues;
 mod servers;
 mod table;
 
@@ -61,6 +62,10 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', default_values_t = Target::ALL)]
     only: Vec<Target>,
 
+    /// Only these parts, with commas between them.
+    #[arg(long, value_delimiter = ',', default_values_t = Part::ALL)]
+    parts: Vec<Part>,
+
     /// How long each point is measured, in seconds, after a sixth of that to warm up.
     #[arg(long, default_value_t = 0.6)]
     seconds: f64,
@@ -80,6 +85,28 @@ pub(crate) struct Options {
     /// The client's processor.
     #[arg(long, default_value_t = 1)]
     client_cpu: usize,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// One queue, the client on a processor of its own.
+    Loads,
+    /// Several queues on one processor and on two.
+    Queues,
+}
+
+impl Part {
+    const ALL: [Self; 2] = [Self::Loads, Self::Queues];
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Loads => "loads",
+            Self::Queues => "queues",
+        })
+    }
 }
 
 impl std::fmt::Display for Family {
@@ -119,14 +146,21 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let folder = files::folder()?;
     let place = Place {
         server_cpu: options.server_cpu,
-        prefix: prefix(options.server_cpu)?,
+        prefix: prefix(&[options.server_cpu])?,
         daemon: cmd::target().join("release/examples").join(DAEMON),
         folder: folder.clone(),
     };
     sys::pin_this_thread(options.client_cpu).context(format_args!("processor {}", options.client_cpu))?;
     let files = Files::new(&plan.targets, plan.disk, &folder)?;
     let busy = machine::busyness();
-    let results = measure(&plan, &place, &files)?;
+    let mut results = Results::default();
+    if options.parts.contains(&Part::Loads) {
+        measure(&plan, &place, &files, &mut results)?;
+    }
+    if options.parts.contains(&Part::Queues) {
+        let processors = [options.server_cpu, options.client_cpu];
+        results.queues = queues::measure(&plan, &place, &files, processors)?;
+    }
 
     let facts = format!("{}; load average before the run {busy}", machine::facts()?);
     let section = table::section(&results, &facts, &how(&plan));
@@ -134,7 +168,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     write(&folder.join("table.md"), &section)?;
     write(&folder.join("plot.svg"), &picture)?;
     println!("\n{section}");
-    let whole = !options.quick && plan.targets.len() == Target::ALL.len() && plan.families.len() == 3;
+    let whole = !options.quick
+        && plan.targets.len() == Target::ALL.len()
+        && plan.families.len() == 3
+        && options.parts.len() == Part::ALL.len();
     if whole {
         publish(cmd::root(), &section, &picture)?;
         println!("written: {PAGE}, {PICTURE}");
@@ -184,29 +221,29 @@ fn plan(options: &Options) -> Result<Plan> {
 }
 
 /// What command lines begin with: servers run on their processor. As root, they and we come before other processes.
-fn prefix(processor: usize) -> Result<Vec<String>> {
+fn prefix(processors: &[usize]) -> Result<Vec<String>> {
     let root = fs::metadata("/proc/self").is_ok_and(|data| std::os::unix::fs::MetadataExt::uid(&data) == 0);
     if root {
         // Of this thread; servers and other threads take after it.
         Cmd::new("renice").args(["-n", NICE, "-p", &std::process::id().to_string()]).quiet()?;
     }
-    Ok(["taskset", "-c", &processor.to_string()].map(str::to_owned).to_vec())
+    let list: Vec<String> = processors.iter().map(ToString::to_string).collect();
+    Ok(["taskset", "-c", &list.join(",")].map(str::to_owned).to_vec())
 }
 
-fn measure(plan: &Plan, place: &Place, files: &Files) -> Result<Results> {
-    let mut results = Results::default();
+fn measure(plan: &Plan, place: &Place, files: &Files, results: &mut Results) -> Result<()> {
     for round in 1..=plan.rounds {
         for target in &plan.targets {
             let head = format!("round {round}/{}, {target}", plan.rounds);
             for server in servers::of(*target, &plan.families) {
-                one_server(&head, &server, plan, place, files, &mut results)?;
+                one_server(&head, &server, plan, place, files, results)?;
             }
             if plan.families.contains(&Family::Floor) {
-                bare_calls(&head, *target, plan, files, &mut results)?;
+                bare_calls(&head, *target, plan, files, results)?;
             }
         }
     }
-    Ok(results)
+    Ok(())
 }
 
 /// All loads on a fresh process of one server, and then none.
@@ -222,8 +259,8 @@ fn one_server(
     let mut running = server.start(place, files, &DriverOptions::blk())?;
     for load in &plan.loads {
         let sample = {
-            let (queue, cpu) = running.parts();
-            client::measure(queue, *load, files.bytes(), plan.span, &cpu)
+            let (queues, cpu) = running.parts();
+            client::measure(&mut queues[0], *load, files.bytes(), plan.span, &cpu)
         };
         let sample = sample
             .map_err(|error| running.explain(&error))

@@ -6,6 +6,8 @@ use std::fmt;
 use clap::ValueEnum;
 pub(crate) use vhost_user_driver::Client;
 
+use super::queues::Queues;
+
 /// What the servers serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Target {
@@ -161,6 +163,8 @@ pub(crate) struct Results {
     pub idle: BTreeMap<(Target, &'static str), Vec<f64>>,
     /// `pread` and `pwrite` of the target's file.
     pub bare: BTreeMap<(Target, Access), Vec<Bare>>,
+    /// What servers did with several queues.
+    pub queues: Queues,
 }
 
 impl Results {

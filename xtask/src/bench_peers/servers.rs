@@ -94,6 +94,16 @@ pub(crate) fn of(target: Target, families: &[Family]) -> impl Iterator<Item = Se
         .filter(move |server| server.target == target && families.contains(&server.family()))
 }
 
+/// Of the servers of a target, those that are compared by their queues: QEMU's as it comes, and ours that sleeps, as its
+/// clients sleep on the same processors.
+pub(crate) fn with_queues(target: Target, families: &[Family]) -> impl Iterator<Item = Server> {
+    of(target, families).filter(|server| match server.kind {
+        Kind::Qsd { aio, thread } => aio != "threads" && thread.is_empty(),
+        Kind::Iovirt(arguments) => arguments == SLEEPING,
+        Kind::Floor(_) => false,
+    })
+}
+
 /// The family of a label.
 pub(crate) fn family(label: &str) -> Option<Family> {
     SERVERS.iter().find(|server| server.label == label).map(Server::family)
@@ -115,8 +125,8 @@ pub(crate) struct Place {
 /// A server at work, and the client's end.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// The client's queue.
-    pub queue: BlkQueue,
+    /// The client's queues.
+    queues: Vec<BlkQueue>,
     work: Work,
 }
 
@@ -166,7 +176,7 @@ impl Server {
         if let Kind::Floor(wakes) = self.kind {
             let file = files.path(self.target).map(|path| open(path, self.target)).transpose()?;
             let (floor, queue) = Floor::start(wakes, file, options, place.server_cpu)?;
-            return Ok(Running { queue, work: Work::Thread(floor) });
+            return Ok(Running { queues: vec![queue], work: Work::Thread(floor) });
         }
         let socket = place.folder.join("socket");
         if socket.exists() {
@@ -174,13 +184,15 @@ impl Server {
         }
         let words = place.folder.join("server.log");
         let said = File::create(&words).context(words.display())?;
-        let arguments = self.command(place, files, &socket);
+        let arguments = self.command(place, files, &socket, options.queues);
         let mut command = Cmd::new(&arguments[0]).args(&arguments[1..]).into_inner();
         let child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().context(self.label)?;
         let process = Process { child, words };
         match connect(&socket, options) {
-            Ok((session, queue)) => Ok(Running { queue, work: Work::Process { process, _session: session } }),
+            Ok(BlkDriver { session, queues }) => {
+                Ok(Running { queues, work: Work::Process { process, _session: session } })
+            }
             Err(error) => {
                 Err(Error::new(format!("{}: {error}\n{}", arguments.join(" "), process.last_words())))
             }
@@ -188,7 +200,7 @@ impl Server {
     }
 
     /// Its command line. Not for the floor, which has none.
-    fn command(&self, place: &Place, files: &Files, socket: &Path) -> Vec<String> {
+    fn command(&self, place: &Place, files: &Files, socket: &Path, queues: u16) -> Vec<String> {
         let mut line = place.prefix.clone();
         let socket = socket.display();
         match self.kind {
@@ -200,13 +212,14 @@ impl Server {
                 self.qsd_node(aio, files),
                 "--export".to_owned(),
                 format!(
-                    "type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={socket},writable=on,iothread=io"
+                    "type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={socket},writable=on,iothread=io,\
+                     num-queues={queues}"
                 ),
             ]),
             Kind::Iovirt(arguments) => {
                 line.push(place.daemon.display().to_string());
                 line.extend(["--socket".to_owned(), socket.to_string()]);
-                line.extend(["--device".to_owned(), self.pipeline(files)]);
+                line.extend(["--device".to_owned(), self.pipeline(files, queues)]);
                 line.extend(arguments.iter().map(ToString::to_string));
             }
             Kind::Floor(_) => {}
@@ -224,28 +237,27 @@ impl Server {
         }
     }
 
-    fn pipeline(&self, files: &Files) -> String {
+    fn pipeline(&self, files: &Files, queues: u16) -> String {
         match files.path(self.target) {
-            None => format!("virtio-blk -> null,size={},fill=off", files.bytes()),
+            None => format!("virtio-blk,queues={queues} -> null,size={},fill=off", files.bytes()),
             Some(path) => {
                 let direct = if self.target == Target::Direct { ",direct=on" } else { "" };
-                format!("virtio-blk -> file,path={},cache=write-back{direct}", path.display())
+                format!("virtio-blk,queues={queues} -> file,path={},cache=write-back{direct}", path.display())
             }
         }
     }
 }
 
 /// Connects. Without indirect descriptors the ring would have no room for the largest depth.
-fn connect(socket: &Path, options: &Options) -> Result<(Session, BlkQueue)> {
+fn connect(socket: &Path, options: &Options) -> Result<BlkDriver> {
     let driver = BlkDriver::connect(socket, options).context("connecting")?;
     if driver.session.features() & feature::INDIRECT_DESC == 0 {
         return Err(Error::new("the server offers no indirect descriptors"));
     }
-    let BlkDriver { session, queues } = driver;
-    match queues.into_iter().next() {
-        Some(queue) => Ok((session, queue)),
-        None => Err(Error::new("no queue")),
+    if driver.queues.len() != usize::from(options.queues) {
+        return Err(Error::new(format!("{} queues, not {}", driver.queues.len(), options.queues)));
     }
+    Ok(driver)
 }
 
 impl Running {
@@ -254,9 +266,17 @@ impl Running {
         self.work.cpu()
     }
 
-    /// The client's queue, and the server's clock.
-    pub(crate) fn parts(&mut self) -> (&mut BlkQueue, impl Fn() -> Result<Duration> + '_) {
-        (&mut self.queue, || self.work.cpu())
+    /// The client's queues, and the server's clock.
+    pub(crate) fn parts(&mut self) -> (&mut [BlkQueue], impl Fn() -> Result<Duration> + Sync + '_) {
+        (&mut self.queues, || self.work.cpu())
+    }
+
+    /// The process, if it is one.
+    pub(crate) fn process(&self) -> Option<u32> {
+        match &self.work {
+            Work::Process { process, .. } => Some(process.child.id()),
+            Work::Thread(_) => None,
+        }
     }
 
     /// Ends it; a process by force.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::points::{Access, Client, Load, Results, Sample, Summary, Target};
+use super::queues;
 use super::servers::{Family, family};
 use crate::error::{Error, Result};
 
@@ -17,6 +18,7 @@ pub(crate) fn section(results: &Results, facts: &str, how: &str) -> String {
     ratios(&mut text, results);
     idle(&mut text, results);
     bare(&mut text, results);
+    queues::table(&mut text, &results.queues);
     let _ = writeln!(
         text,
         "In the tables below a cell is: thousands of requests per second, median (least–most); the latency that 50 and that \
@@ -183,7 +185,7 @@ fn bare(text: &mut String, results: &Results) {
 }
 
 /// Three digits that mean something.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value {
         100.0.. => format!("{value:.0}"),
         10.0.. => format!("{value:.1}"),
