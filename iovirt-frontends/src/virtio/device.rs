@@ -25,6 +25,13 @@ pub trait VirtioDevice: Send + Sync + fmt::Debug {
     /// The features on offer now, without those of the transport.
     fn features(&self) -> u64;
 
+    /// Those of them by which a driver sets what nobody but this device knows. A transport whose driver may find another device behind its
+    /// rings, one that was told nothing, must not offer them: over vhost-user a daemon can be killed and started anew under a
+    /// driver that goes on.
+    fn features_that_remember(&self) -> u64 {
+        0
+    }
+
     /// The largest size of each queue.
     fn queue_max_sizes(&self) -> &[u16];
 

@@ -67,6 +67,10 @@ impl VirtioDevice for VirtioBlk {
         self.config.features(&self.shared.backend.caps())
     }
 
+    fn features_that_remember(&self) -> u64 {
+        F_CONFIG_WCE
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         &self.queue_sizes
     }

@@ -254,7 +254,11 @@ impl<'a> Session<'a> {
     // Features and status
 
     fn offered_features(&self) -> u64 {
-        self.device.device.features() | feature::VERSION_1 | PROTOCOL_FEATURES | LOG_ALL
+        let device = &self.device.device;
+        device.features() & !device.features_that_remember()
+            | feature::VERSION_1
+            | PROTOCOL_FEATURES
+            | LOG_ALL
     }
 
     fn offered_protocol(&self) -> Protocol {
