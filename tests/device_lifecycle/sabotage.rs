@@ -135,8 +135,12 @@ impl QueueWork for MistakenWork {
         cx: &mut WorkerContext<'_>,
         ring: &mut Ring,
         heads: &[u16],
-    ) -> Result<(), QueueError> {
-        if self.mistake == Mistake::ForgetsHeads { Ok(()) } else { self.inner.resubmit(cx, ring, heads) }
+    ) -> Result<usize, QueueError> {
+        if self.mistake == Mistake::ForgetsHeads {
+            Ok(heads.len())
+        } else {
+            self.inner.resubmit(cx, ring, heads)
+        }
     }
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {

@@ -59,7 +59,7 @@ fn refusals_are_answered_and_the_session_goes_on() {
             vec![],
         ),
         ("a size that is no power of two", code::SET_VRING_NUM, words(&[1, 3]), vec![]),
-        ("a size that is too large", code::SET_VRING_NUM, words(&[1, 512]), vec![]),
+        ("a size that is too large", code::SET_VRING_NUM, words(&[1, 0x1_0000]), vec![]),
         ("a size of zero", code::SET_VRING_NUM, words(&[1, 0]), vec![]),
         ("a base of 17 bits", code::SET_VRING_BASE, words(&[1, 0x1_0000]), vec![]),
         ("a ring that is not there", code::SET_VRING_NUM, words(&[2, 64]), vec![]),

@@ -138,7 +138,8 @@ pub trait QueueWork {
     /// As [`QueueWork::serve`].
     fn settle(&mut self, cx: &mut WorkerContext<'_>, ring: Option<&mut Ring>) -> Result<(), QueueError>;
 
-    /// Serves chains again that were in flight when the device was saved.
+    /// Serves chains again that were in flight when the device was saved: the first of them, as many as there is room for, and says
+    /// how many.
     ///
     /// # Errors
     /// As [`QueueWork::serve`].
@@ -147,7 +148,7 @@ pub trait QueueWork {
         cx: &mut WorkerContext<'_>,
         ring: &mut Ring,
         heads: &[u16],
-    ) -> Result<(), QueueError>;
+    ) -> Result<usize, QueueError>;
 
     /// Asks what is below to come to rest.
     fn drain(&mut self, cx: &mut WorkerContext<'_>);
@@ -175,9 +176,9 @@ pub enum QueueError {
     /// A request that cannot even be answered; says what is wrong with it.
     #[error("{0}")]
     Request(&'static str),
-    /// Saved state with more requests in flight than the queue holds.
-    #[error("more requests were in flight than the queue holds")]
-    TooManyInFlight,
+    /// Saved state with requests in flight on a queue that never has any.
+    #[error("requests were in flight on a queue that never has any")]
+    NoneInFlight,
 }
 
 /// How the device reaches the driver: what a transport supplies.

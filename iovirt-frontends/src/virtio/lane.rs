@@ -467,8 +467,13 @@ impl QueueLane {
                     self.work.memory_changed(ring.view());
                 }
                 if !self.resubmit.is_empty() {
-                    let heads = std::mem::take(&mut self.resubmit);
-                    self.work.resubmit(cx, ring, &heads)?;
+                    let taken = self.work.resubmit(cx, ring, &self.resubmit)?;
+                    self.resubmit.drain(..taken);
+                    if !self.resubmit.is_empty() {
+                        // What is new on the ring comes behind them, and where there is no room the next completion makes some.
+                        self.work.settle(cx, Some(ring))?;
+                        return Ok(if taken > 0 { Turn::Again } else { Turn::Idle });
+                    }
                 }
                 self.work.serve(cx, ring)
             }

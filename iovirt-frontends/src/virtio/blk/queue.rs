@@ -338,14 +338,16 @@ impl QueueWork for BlkQueue {
         cx: &mut WorkerContext<'_>,
         ring: &mut Ring,
         heads: &[u16],
-    ) -> Result<(), QueueError> {
+    ) -> Result<usize, QueueError> {
         let fua = self.shared.force_fua.load(Ordering::Relaxed);
+        let mut taken = 0;
         for &head in heads {
-            let taken = take_again(&mut self.client, ring, &mut self.chain, head)?;
-            self.start(cx, ring, taken, fua)?;
+            let Some(chain) = take_again(&mut self.client, ring, &mut self.chain, head)? else { break };
+            self.start(cx, ring, chain, fua)?;
+            taken += 1;
         }
         self.client.kick(cx);
-        Ok(())
+        Ok(taken)
     }
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {

@@ -201,9 +201,14 @@ impl QueueWork for ControlQueue {
         Ok(())
     }
 
-    fn resubmit(&mut self, _: &mut WorkerContext<'_>, _: &mut Ring, heads: &[u16]) -> Result<(), QueueError> {
+    fn resubmit(
+        &mut self,
+        _: &mut WorkerContext<'_>,
+        _: &mut Ring,
+        heads: &[u16],
+    ) -> Result<usize, QueueError> {
         // A command is answered in the turn that takes it.
-        if heads.is_empty() { Ok(()) } else { Err(QueueError::TooManyInFlight) }
+        if heads.is_empty() { Ok(0) } else { Err(QueueError::NoneInFlight) }
     }
 
     fn drain(&mut self, _: &mut WorkerContext<'_>) {
@@ -276,7 +281,7 @@ impl QueueWork for EitherQueue {
         cx: &mut WorkerContext<'_>,
         ring: &mut Ring,
         heads: &[u16],
-    ) -> Result<(), QueueError> {
+    ) -> Result<usize, QueueError> {
         self.work().resubmit(cx, ring, heads)
     }
 

@@ -280,9 +280,14 @@ impl QueueWork for ReceiveQueue {
         Ok(())
     }
 
-    fn resubmit(&mut self, _: &mut WorkerContext<'_>, _: &mut Ring, heads: &[u16]) -> Result<(), QueueError> {
+    fn resubmit(
+        &mut self,
+        _: &mut WorkerContext<'_>,
+        _: &mut Ring,
+        heads: &[u16],
+    ) -> Result<usize, QueueError> {
         // Buffers are taken only when there is a frame for them, so none is ever in flight.
-        if heads.is_empty() { Ok(()) } else { Err(QueueError::TooManyInFlight) }
+        if heads.is_empty() { Ok(0) } else { Err(QueueError::NoneInFlight) }
     }
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {

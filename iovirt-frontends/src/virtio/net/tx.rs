@@ -205,13 +205,16 @@ impl QueueWork for TransmitQueue {
         cx: &mut WorkerContext<'_>,
         ring: &mut Ring,
         heads: &[u16],
-    ) -> Result<(), QueueError> {
+    ) -> Result<usize, QueueError> {
+        let mut taken = 0;
         for &head in heads {
-            let (head, tag, sg) = take_again(&mut self.client, ring, &mut self.chain, head)?;
+            let chain = take_again(&mut self.client, ring, &mut self.chain, head)?;
+            let Some((head, tag, sg)) = chain else { break };
             self.start(cx, ring, head, (tag, sg));
+            taken += 1;
         }
         self.client.kick(cx);
-        Ok(())
+        Ok(taken)
     }
 
     fn drain(&mut self, cx: &mut WorkerContext<'_>) {

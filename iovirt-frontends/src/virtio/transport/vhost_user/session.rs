@@ -9,6 +9,7 @@ use super::message::{FdPresence, body, number, ring_and_fd};
 use super::server::{Ready, Stopper, Waiter};
 use super::vring::{Vring, VringAddresses};
 use crate::virtio::lane::{QueuePeer, QueueSnapshot, Start};
+use crate::virtio::queue::QueueConfig;
 use crate::virtio::{feature, status};
 use iovirt_core::dma::{DmaSpace, MemoryMap, Region};
 use iovirt_core::doorbell::Doorbell;
@@ -411,7 +412,8 @@ impl<'a> Session<'a> {
 
     fn set_size(&mut self, state: VhostUserVringState) -> Result<Answer, Failure> {
         let (index, size) = (self.index(state.index)?, { state.num });
-        let max = self.device.device.queue_max_sizes()[index];
+        // No message tells the front-end what the device would like. A ring larger than that has chains that wait for their turn.
+        let max = QueueConfig::MAX_SIZE;
         let fits = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= max);
         let size = fits.ok_or_else(|| {
             refused(format_args!("a ring of {size} entries is not possible: a power of two up to {max} is"))
@@ -509,10 +511,8 @@ impl<'a> Session<'a> {
             self.device.want(index, Start::Running);
         }
         let (vring, queue) = (self.vrings[index], index as u16);
-        let max_size = self.device.device.queue_max_sizes()[index];
         let why = |error: &dyn Display| refused(format_args!("ring {index} cannot be started: {error}"));
-        let mut state =
-            vring.state(max_size, &self.memory, &self.device.space).map_err(|error| why(&error))?;
+        let mut state = vring.state(&self.memory, &self.device.space).map_err(|error| why(&error))?;
         let (mut heads, mut tracked) = (Vec::new(), None);
         if let Some(inflight) = self.inflight.as_ref().and_then(|memory| memory.queue(queue, vring.size)) {
             let mut inflight = inflight.map_err(|error| why(&error))?;

@@ -35,21 +35,16 @@ pub(super) struct Vring {
 }
 
 impl Vring {
-    pub(super) fn new(max_size: u16) -> Self {
-        Self { size: max_size, addresses: VringAddresses::default(), base: 0 }
+    pub(super) fn new(size: u16) -> Self {
+        Self { size, addresses: VringAddresses::default(), base: 0 }
     }
 
     /// Where the ring stands in the guest's memory, and how far the driver was told of returned chains.
-    pub(super) fn state(
-        &self,
-        max_size: u16,
-        memory: &MemoryTable,
-        space: &DmaSpace,
-    ) -> Result<QueueState, VringError> {
+    pub(super) fn state(&self, memory: &MemoryTable, space: &DmaSpace) -> Result<QueueState, VringError> {
         let physical = |user, area| memory.physical(user).ok_or(VringError::Outside(area));
         let config = QueueConfig {
             size: self.size,
-            max_size,
+            max_size: QueueConfig::MAX_SIZE,
             desc: physical(self.addresses.desc, "descriptor table")?,
             avail: physical(self.addresses.avail, "available ring")?,
             used: physical(self.addresses.used, "used ring")?,
