@@ -332,18 +332,7 @@ impl QueueLane {
                 self.work.drain(cx);
                 self.phase = Phase::Stopping(completer);
             }
-            Command::Drain(completer) => match self.phase {
-                Phase::Running | Phase::Draining(_) => {
-                    self.work.drain(cx);
-                    self.phase = Phase::Draining(completer);
-                }
-                Phase::Broken(_) => {
-                    self.work.drain(cx);
-                    self.phase = Phase::Broken(Some(completer));
-                }
-                // One that is stopped or at rest has nothing to finish.
-                Phase::Inactive | Phase::Paused | Phase::Stopping(_) => completer.done(),
-            },
+            Command::Drain(completer) => self.drain(cx, completer),
             Command::Resume(completer) => {
                 match self.phase {
                     Phase::Draining(_) | Phase::Paused => {
@@ -370,6 +359,42 @@ impl QueueLane {
                 completer.done();
             }
         }
+    }
+
+    fn drain(&mut self, cx: &mut WorkerContext<'_>, completer: Completer) {
+        // Another process is told no more of a ring at rest than its base, which lies behind what was in flight when it was saved: that
+        // is finished first. Where heads are saved it may wait.
+        if matches!(self.phase, Phase::Running)
+            && self.link.peer_doorbell().is_some()
+            && let Err(error) = self.resubmit(cx)
+        {
+            self.report_broken_ring(&error);
+        }
+        match self.phase {
+            Phase::Running | Phase::Draining(_) => {
+                self.work.drain(cx);
+                self.phase = Phase::Draining(completer);
+            }
+            Phase::Broken(_) => {
+                self.work.drain(cx);
+                self.phase = Phase::Broken(Some(completer));
+            }
+            // One that is stopped or at rest has nothing to finish.
+            Phase::Inactive | Phase::Paused | Phase::Stopping(_) => completer.done(),
+        }
+    }
+
+    /// Has what was in flight when the ring was saved served again, by the memory as it is now.
+    fn resubmit(&mut self, cx: &mut WorkerContext<'_>) -> Result<(), QueueError> {
+        let Some(ring) = &mut self.ring else { return Ok(()) };
+        if ring.refresh()? {
+            self.work.memory_changed(ring.view());
+        }
+        if self.resubmit.is_empty() {
+            return Ok(());
+        }
+        let heads = std::mem::take(&mut self.resubmit);
+        self.work.resubmit(cx, ring, &heads)
     }
 
     fn activate(&mut self, cx: &mut WorkerContext<'_>, activation: Activation) {
@@ -456,22 +481,16 @@ impl QueueLane {
     }
 
     fn work(&mut self, cx: &mut WorkerContext<'_>) -> Result<Turn, QueueError> {
+        if matches!(self.phase, Phase::Running) {
+            self.resubmit(cx)?;
+        }
         let Some(ring) = &mut self.ring else {
             // No driver uses the queue; what is below has its turns all the same, for a stack may be exchanged under it.
             self.work.settle(cx, None)?;
             return Ok(Turn::Idle);
         };
         match self.phase {
-            Phase::Running => {
-                if ring.refresh()? {
-                    self.work.memory_changed(ring.view());
-                }
-                if !self.resubmit.is_empty() {
-                    let heads = std::mem::take(&mut self.resubmit);
-                    self.work.resubmit(cx, ring, &heads)?;
-                }
-                self.work.serve(cx, ring)
-            }
+            Phase::Running => self.work.serve(cx, ring),
             Phase::Draining(_) | Phase::Paused => {
                 if ring.refresh()? {
                     self.work.memory_changed(ring.view());
