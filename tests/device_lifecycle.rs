@@ -1,14 +1,32 @@
 //! The life cycle of whole devices: virtio-blk and virtio-net above every stage of the registry, drained, reset, saved and
-//! restored, stalled, told of changes and given other stacks in the middle of a guest's load, in deterministic simulation. And
-//! devices that are broken on purpose, which must be found.
+//! restored, stalled, told of changes and given other stacks in the middle of a guest's load, in deterministic simulation; with
+//! registers of their own, and over vhost-user. And devices that are broken on purpose, which must be found.
 
+#[path = "device_lifecycle/mistaken.rs"]
+mod mistaken;
+#[path = "device_lifecycle/monitor.rs"]
+mod monitor;
+#[path = "device_lifecycle/monitor_lane.rs"]
+mod monitor_lane;
+#[path = "vhost_user/raw.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod raw;
+#[path = "vhost_user/registers.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod registers;
 #[path = "device_lifecycle/sabotage.rs"]
 mod sabotage;
+#[path = "device_lifecycle/talk.rs"]
+mod talk;
+#[path = "device_lifecycle/vhost_user.rs"]
+mod vhost_user;
 
 use iovirt::core::pipeline::BoxBackend;
 use iovirt::core::request::block::BlockRequest;
 use iovirt::core::request::net::NetRequest;
-use iovirt::core::test_utils::lifecycle::device::{self, DeviceCase, Made, Maker, Surroundings, Watch};
+use iovirt::core::test_utils::lifecycle::device::{
+    self, Brake, DeviceCase, Made, Maker, Surroundings, Watch, WatchHandle,
+};
 use iovirt::core::test_utils::lifecycle::{Run, SlowDisk, SlowNet};
 use iovirt::core::test_utils::{rounds_or, seed_or};
 use iovirt::core::{Backend, Frontend};
@@ -56,20 +74,26 @@ fn above_network(stages: &str, below: BoxBackend<NetRequest>) -> BoxBackend<NetR
     registry.build_net(&chain(stages)).unwrap_or_else(|error| panic!("{stages}: {error}"))
 }
 
-fn mmio(device: Arc<dyn VirtioDevice>, at: &Surroundings) -> Arc<dyn Frontend> {
-    Arc::new(MmioDevice::new(device, &at.space, at.interrupt.clone(), &at.workers).unwrap())
+/// A device behind its transport, and what waits for threads that work for it.
+type Behind = (Arc<dyn Frontend>, Box<dyn Fn()>);
+/// Puts a device behind a transport.
+type Transport = fn(Arc<dyn VirtioDevice>, &Surroundings) -> Behind;
+
+fn mmio(device: Arc<dyn VirtioDevice>, at: &Surroundings) -> Behind {
+    let device = MmioDevice::new(device, &at.space, at.interrupt.clone(), &at.workers).unwrap();
+    (Arc::new(device), Box::new(|| {}))
 }
 
-/// What stands between a device and its transport, and between the transport and the guest.
-type Between<'a> = (
-    &'a dyn Fn(Arc<dyn VirtioDevice>) -> Arc<dyn VirtioDevice>,
-    &'a dyn Fn(Arc<dyn Frontend>) -> Arc<dyn Frontend>,
-);
-
-const NOTHING: Between<'static> = (&|device| device, &|frontend| frontend);
+fn made((frontend, wait): Behind, brake: impl Brake + 'static, watch: WatchHandle) -> Made {
+    let watch = move || {
+        wait();
+        watch.violation()
+    };
+    Made { frontend, brake: Box::new(brake), watch: Box::new(watch) }
+}
 
 /// A disk above those stages and that back-end.
-fn disk(stages: &str, backend: &str, between: Between<'static>) -> impl Fn() -> Maker + use<> {
+fn disk(stages: &str, backend: &str, transport: Transport) -> impl Fn() -> Maker + use<> {
     let (stages, backend) = (stages.to_owned(), backend.to_owned());
     move || {
         let disk = Registry::standard().build_block(&backend.parse().unwrap()).unwrap();
@@ -79,18 +103,14 @@ fn disk(stages: &str, backend: &str, between: Between<'static>) -> impl Fn() -> 
             let (slow, handle) = SlowDisk::new(disk.clone(), capacity, LONGEST, at.seed);
             let (stack, watch) = Watch::above(above_disk(&stages, BoxBackend::new(slow)));
             let config = BlkConfig { queues: 2, queue_size: 32, ..BlkConfig::default() };
-            let device = between.0(Arc::new(VirtioBlk::new(config, stack).unwrap()));
-            Made {
-                frontend: between.1(mmio(device, at)),
-                brake: Box::new((handle, capacity)),
-                watch: Box::new(move || watch.violation()),
-            }
+            let device = Arc::new(VirtioBlk::new(config, stack).unwrap());
+            made(transport(device, at), (handle, capacity), watch)
         })
     }
 }
 
 /// A card above those stages and that back-end.
-fn card(stages: &str, backend: &str, between: Between<'static>) -> impl Fn() -> Maker + use<> {
+fn card(stages: &str, backend: &str, transport: Transport) -> impl Fn() -> Maker + use<> {
     let (stages, backend) = (stages.to_owned(), backend.to_owned());
     move || {
         let network = Registry::standard().build_net(&backend.parse().unwrap()).unwrap();
@@ -99,12 +119,8 @@ fn card(stages: &str, backend: &str, between: Between<'static>) -> impl Fn() -> 
             let (slow, handle) = SlowNet::new(network.clone(), LONGEST, at.seed);
             let (stack, watch) = Watch::above(above_network(&stages, BoxBackend::new(slow)));
             let config = NetConfig { pairs: 2, queue_size: 32, ..NetConfig::default() };
-            let device = between.0(Arc::new(VirtioNet::new(config, stack).unwrap()));
-            Made {
-                frontend: between.1(mmio(device, at)),
-                brake: Box::new(handle),
-                watch: Box::new(move || watch.violation()),
-            }
+            let device = Arc::new(VirtioNet::new(config, stack).unwrap());
+            made(transport(device, at), handle, watch)
         })
     }
 }
@@ -153,7 +169,7 @@ fn a_disk_above_every_stage_and_back_end() {
     for backend in backends {
         for stages in stacks(Family::Block) {
             let name = format!("virtio-blk -> {stages} -> {backend}");
-            total += live(&DeviceCase::disk(&name, &disk(&stages, backend, NOTHING)), SEEDS);
+            total += live(&DeviceCase::disk(&name, &disk(&stages, backend, mmio)), SEEDS);
             cases += 1;
         }
     }
@@ -165,7 +181,7 @@ fn a_card_above_every_stage() {
     let (mut total, mut cases) = (Run::default(), 0);
     for stages in stacks(Family::Net) {
         let name = format!("virtio-net -> {stages} -> loopback");
-        total += live(&DeviceCase::network(&name, &card(&stages, "loopback", NOTHING)), SEEDS * 2);
+        total += live(&DeviceCase::network(&name, &card(&stages, "loopback", mmio)), SEEDS * 2);
         cases += 1;
     }
     all(cases, &total);
@@ -174,7 +190,7 @@ fn a_card_above_every_stage() {
 #[test]
 fn the_same_seed_is_the_same_run() {
     let mut traces = BTreeSet::new();
-    let (disk, card) = (disk("swappable", "memory,size=1M", NOTHING), card("swappable", "loopback", NOTHING));
+    let (disk, card) = (disk("swappable", "memory,size=1M", mmio), card("swappable", "loopback", mmio));
     for case in [DeviceCase::disk("disk", &disk), DeviceCase::network("card", &card)] {
         for seed in seeds(4) {
             let run = device::run_one(&case, seed).unwrap_or_else(|failure| panic!("{failure}"));

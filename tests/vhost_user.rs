@@ -22,6 +22,9 @@ mod protocol;
 #[path = "vhost_user/raw.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod raw;
+#[path = "vhost_user/registers.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod registers;
 #[path = "vhost_user/rig.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod rig;

@@ -1,198 +1,48 @@
 //! Devices and stacks that are broken on purpose: the harness must notice, and say what.
 
-use super::{DeviceCase, Maker, NOTHING, SlowNet, Watch, card, disk, seeds};
+use super::mistaken::{forgets_heads, forgets_ring};
+use super::{
+    Behind, DeviceCase, Maker, SlowNet, Surroundings, Transport, Watch, card, disk, made, mmio, seeds,
+};
 use iovirt::backends::net::loopback::{LoopbackBackend, LoopbackConfig};
-use iovirt::core::dma::DmaView;
 use iovirt::core::frontend::{Access, Frontend, RegionSpec, Ticket};
 use iovirt::core::irq::{CountingInterrupt, Interrupt};
 use iovirt::core::pipeline::{BoxBackend, Pipeline, Stages};
 use iovirt::core::request::net::{NetCaps, NetOp, NetOutput, NetRequest};
 use iovirt::core::stage::{Flow, Held, Hook, HookLayer, HookStage};
-use iovirt::core::state::{StageStates, StateError};
+use iovirt::core::state::StateError;
 use iovirt::core::test_utils::hostile::register;
-use iovirt::core::test_utils::lifecycle::device::{self, Made};
-use iovirt::core::worker::{Turn, WorkerContext};
-use iovirt::core::{AttachError, Depth, Mode, Request, Tag};
+use iovirt::core::test_utils::lifecycle::device;
+use iovirt::core::worker::WorkerContext;
+use iovirt::core::{AttachError, Depth, Request, Tag};
+use iovirt::frontends::virtio::VirtioDevice;
 use iovirt::frontends::virtio::net::{NetConfig, VirtioNet};
 use iovirt::frontends::virtio::transport::mmio::MmioDevice;
-use iovirt::frontends::virtio::{ConfigListener, QueueError, QueueFactory, QueueWork, Ring, VirtioDevice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A rule must be found broken in these words, or others behind a bar, and the seed must bring it back.
-fn found(case: &DeviceCase<'_>, words: &str) {
+pub(crate) fn found(case: &DeviceCase<'_>, words: &str) {
     let failure = device::run(case, seeds(100)).expect_err("it went unnoticed");
     println!("{}: {failure}", case.name);
     assert!(words.split('|').any(|words| failure.message.contains(words)), "{failure}");
     assert_eq!(device::run_one(case, failure.seed), Err(failure), "the seed brings it back");
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mistake {
-    /// Does not look at its ring when it goes on.
-    ForgetsRing,
-    /// Does not serve again what was in flight when it was saved.
-    ForgetsHeads,
-}
-
-/// A device whose queues make that mistake.
-#[derive(Debug)]
-struct Mistaken {
-    inner: Arc<dyn VirtioDevice>,
-    mistake: Mistake,
-}
-
-struct MistakenWork {
-    inner: Box<dyn QueueWork>,
-    mistake: Mistake,
-    /// Goes on with its next turn without a look.
-    blind: bool,
-}
-
-impl VirtioDevice for Mistaken {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn device_id(&self) -> u32 {
-        self.inner.device_id()
-    }
-
-    fn features(&self) -> u64 {
-        self.inner.features()
-    }
-
-    fn queue_max_sizes(&self) -> &[u16] {
-        self.inner.queue_max_sizes()
-    }
-
-    fn read_config(&self, negotiated: u64, offset: u64, data: &mut [u8]) {
-        self.inner.read_config(negotiated, offset, data);
-    }
-
-    fn write_config(&self, negotiated: u64, offset: u64, data: &[u8]) {
-        self.inner.write_config(negotiated, offset, data);
-    }
-
-    fn set_config_listener(&self, listener: Arc<dyn ConfigListener>) {
-        self.inner.set_config_listener(listener);
-    }
-
-    fn queue_factory(&self, index: u16) -> QueueFactory {
-        let (make, mistake) = (self.inner.queue_factory(index), self.mistake);
-        Box::new(move |cx| Ok(Box::new(MistakenWork { inner: make(cx)?, mistake, blind: false })))
-    }
-
-    fn resubmits(&self) -> bool {
-        self.inner.resubmits()
-    }
-
-    fn use_queues(&self, count: u16) {
-        self.inner.use_queues(count);
-    }
-
-    fn reset(&self) {
-        self.inner.reset();
-    }
-
-    fn stages(&self) -> Stages {
-        self.inner.stages()
-    }
-
-    fn save(&self, stages: &mut StageStates) -> Result<Vec<u8>, StateError> {
-        self.inner.save(stages)
-    }
-
-    fn restore(&self, saved: &[u8], stages: &mut StageStates) -> Result<(), StateError> {
-        self.inner.restore(saved, stages)
-    }
-}
-
-impl QueueWork for MistakenWork {
-    fn start(&mut self, features: u64) {
-        self.inner.start(features);
-    }
-
-    fn memory_changed(&mut self, view: &DmaView) {
-        self.inner.memory_changed(view);
-    }
-
-    fn serve(&mut self, cx: &mut WorkerContext<'_>, ring: &mut Ring) -> Result<Turn, QueueError> {
-        if std::mem::take(&mut self.blind) {
-            // It asks for doorbells, and takes it that there was none.
-            ring.enable_notifications();
-            return Ok(Turn::Idle);
-        }
-        self.inner.serve(cx, ring)
-    }
-
-    fn settle(&mut self, cx: &mut WorkerContext<'_>, ring: Option<&mut Ring>) -> Result<(), QueueError> {
-        self.inner.settle(cx, ring)
-    }
-
-    fn resubmit(
-        &mut self,
-        cx: &mut WorkerContext<'_>,
-        ring: &mut Ring,
-        heads: &[u16],
-    ) -> Result<usize, QueueError> {
-        if self.mistake == Mistake::ForgetsHeads {
-            Ok(heads.len())
-        } else {
-            self.inner.resubmit(cx, ring, heads)
-        }
-    }
-
-    fn drain(&mut self, cx: &mut WorkerContext<'_>) {
-        self.inner.drain(cx);
-    }
-
-    fn resume(&mut self, cx: &mut WorkerContext<'_>) {
-        if self.mistake == Mistake::ForgetsRing {
-            self.blind = true;
-        }
-        self.inner.resume(cx);
-    }
-
-    fn mode(&self) -> Mode {
-        self.inner.mode()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight()
-    }
-
-    fn heads_in_flight(&self) -> Vec<u16> {
-        self.inner.heads_in_flight()
-    }
-}
-
-fn same(frontend: Arc<dyn Frontend>) -> Arc<dyn Frontend> {
-    frontend
-}
-
-fn forgets_ring(inner: Arc<dyn VirtioDevice>) -> Arc<dyn VirtioDevice> {
-    Arc::new(Mistaken { inner, mistake: Mistake::ForgetsRing })
-}
-
-fn forgets_heads(inner: Arc<dyn VirtioDevice>) -> Arc<dyn VirtioDevice> {
-    Arc::new(Mistaken { inner, mistake: Mistake::ForgetsHeads })
-}
-
 #[test]
 fn a_ring_that_is_not_looked_at_again_is_found() {
-    let between = (&forgets_ring as _, &same as _);
+    let transport: Transport = |device, at| mmio(forgets_ring(device), at);
     let words = "nobody has a reason to do anything";
-    found(&DeviceCase::disk("disk, forgets its ring", &disk("", "memory,size=1M", between)), words);
-    found(&DeviceCase::network("card, forgets its ring", &card("", "loopback", between)), words);
+    found(&DeviceCase::disk("disk, forgets its ring", &disk("", "memory,size=1M", transport)), words);
+    found(&DeviceCase::network("card, forgets its ring", &card("", "loopback", transport)), words);
 }
 
 #[test]
 fn heads_that_are_not_served_again_are_found() {
-    let between = (&forgets_heads as _, &same as _);
+    let transport: Transport = |device, at| mmio(forgets_heads(device), at);
     let words = "nobody has a reason to do anything";
-    found(&DeviceCase::disk("disk, forgets heads", &disk("", "memory,size=1M", between)), words);
-    found(&DeviceCase::network("card, forgets heads", &card("", "loopback", between)), words);
+    found(&DeviceCase::disk("disk, forgets heads", &disk("", "memory,size=1M", transport)), words);
+    found(&DeviceCase::network("card, forgets heads", &card("", "loopback", transport)), words);
 }
 
 /// Says that a reset is over, and goes on until the driver comes back.
@@ -255,29 +105,25 @@ impl Frontend for PretendsReset {
     }
 }
 
-fn pretends_reset(inner: Arc<dyn Frontend>) -> Arc<dyn Frontend> {
-    Arc::new(PretendsReset { inner, pretending: AtomicBool::new(false) })
-}
-
-fn honest(device: Arc<dyn VirtioDevice>) -> Arc<dyn VirtioDevice> {
-    device
+fn pretends_reset(device: Arc<dyn VirtioDevice>, at: &Surroundings) -> Behind {
+    let (inner, wait) = mmio(device, at);
+    (Arc::new(PretendsReset { inner, pretending: AtomicBool::new(false) }), wait)
 }
 
 #[test]
 fn completions_after_a_reset_are_found() {
-    let between = (&honest as _, &pretends_reset as _);
     // What it finds first depends on the seed: memory that is written, or a chain that comes back of a ring that is gone.
     let words = "a device that was reset|came back twice";
-    found(&DeviceCase::disk("disk, pretends", &disk("", "memory,size=1M", between)), words);
-    found(&DeviceCase::network("card, pretends", &card("", "loopback", between)), words);
+    found(&DeviceCase::disk("disk, pretends", &disk("", "memory,size=1M", pretends_reset)), words);
+    found(&DeviceCase::network("card, pretends", &card("", "loopback", pretends_reset)), words);
 }
 
 #[test]
 fn requests_that_a_stage_drops_are_found() {
     let words = "requests that did not come home, and says";
     let stage = "fault,kind=drop,permille=5";
-    found(&DeviceCase::disk("disk, drops", &disk(stage, "memory,size=1M", NOTHING)), words);
-    found(&DeviceCase::network("card, drops", &card(stage, "loopback", NOTHING)), words);
+    found(&DeviceCase::disk("disk, drops", &disk(stage, "memory,size=1M", mmio)), words);
+    found(&DeviceCase::network("card, drops", &card(stage, "loopback", mmio)), words);
 }
 
 /// Loses an interrupt now and then.
@@ -359,11 +205,7 @@ fn special(overtakes: bool) -> impl Fn() -> Maker {
             let interrupt: Arc<dyn Interrupt> =
                 if overtakes { inner } else { Arc::new(Leaky { inner, count: AtomicU64::new(0) }) };
             let frontend = MmioDevice::new(device, &at.space, interrupt, &at.workers).unwrap();
-            Made {
-                frontend: Arc::new(frontend),
-                brake: Box::new(brake),
-                watch: Box::new(move || watch.violation()),
-            }
+            made((Arc::new(frontend), Box::new(|| {})), brake, watch)
         })
     }
 }

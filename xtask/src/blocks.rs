@@ -115,8 +115,7 @@ const BLOCKS: &[Block] = &[
         source: "iovirt-frontends/src/virtio/transport/vhost_user/mod.rs",
         proofs: [
             Needless,
-            // The harness runs workers in virtual time, which a session that waits for them does not step.
-            Open,
+            In("tests/device_lifecycle/vhost_user.rs", "fn a_disk_over_vhost_user"),
             In("tests/vhost_user/rings.rs", "hostile::run"),
             In("fuzz/src/vhost_user.rs", "pub fn run"),
             In("docs/vhost-user.md", "```rust"),

@@ -256,6 +256,8 @@ enum Phase {
     /// The driver has not set the queue up.
     Inactive,
     Running,
+    /// On the way to `Draining`: what a record held is served first, and nothing new.
+    Finishing(Completer),
     Draining(Completer),
     /// At rest.
     Paused,
@@ -332,20 +334,10 @@ impl QueueLane {
                 self.work.drain(cx);
                 self.phase = Phase::Stopping(completer);
             }
-            Command::Drain(completer) => match self.phase {
-                Phase::Running | Phase::Draining(_) => {
-                    self.work.drain(cx);
-                    self.phase = Phase::Draining(completer);
-                }
-                Phase::Broken(_) => {
-                    self.work.drain(cx);
-                    self.phase = Phase::Broken(Some(completer));
-                }
-                // One that is stopped or at rest has nothing to finish.
-                Phase::Inactive | Phase::Paused | Phase::Stopping(_) => completer.done(),
-            },
+            Command::Drain(completer) => self.drain(cx, completer),
             Command::Resume(completer) => {
                 match self.phase {
+                    Phase::Finishing(_) => self.phase = Phase::Running,
                     Phase::Draining(_) | Phase::Paused => {
                         self.work.resume(cx);
                         self.link.set_snapshot(None);
@@ -370,6 +362,57 @@ impl QueueLane {
                 completer.done();
             }
         }
+    }
+
+    fn drain(&mut self, cx: &mut WorkerContext<'_>, completer: Completer) {
+        match self.phase {
+            // Another process is told no more of a ring at rest than its base, which lies behind what was in flight when it was saved.
+            // Where heads are saved it may wait.
+            Phase::Running | Phase::Finishing(_) if self.link.peer_doorbell().is_some() => {
+                self.phase = Phase::Finishing(completer);
+            }
+            Phase::Running | Phase::Finishing(_) | Phase::Draining(_) => {
+                self.work.drain(cx);
+                self.phase = Phase::Draining(completer);
+            }
+            Phase::Broken(_) => {
+                self.work.drain(cx);
+                self.phase = Phase::Broken(Some(completer));
+            }
+            // One that is stopped or at rest has nothing to finish.
+            Phase::Inactive | Phase::Paused | Phase::Stopping(_) => completer.done(),
+        }
+    }
+
+    /// Has chains that were in flight when the ring was saved served again, by the memory as it is now. Where there is no room for all of
+    /// them, says how the lane goes on: what is new on the ring comes behind them.
+    fn resubmit(&mut self, cx: &mut WorkerContext<'_>) -> Result<Option<Turn>, QueueError> {
+        let Some(ring) = &mut self.ring else { return Ok(None) };
+        if ring.refresh()? {
+            self.work.memory_changed(ring.view());
+        }
+        if self.resubmit.is_empty() {
+            return Ok(None);
+        }
+        let taken = self.work.resubmit(cx, ring, &self.resubmit)?;
+        self.resubmit.drain(..taken);
+        if self.resubmit.is_empty() {
+            return Ok(None);
+        }
+        self.work.settle(cx, Some(ring))?;
+        // Where none was taken, the next completion makes room.
+        Ok(Some(if taken > 0 { Turn::Again } else { Turn::Idle }))
+    }
+
+    /// Nothing of a record is left to be served: a drain that waited for that begins.
+    fn finish(&mut self, cx: &mut WorkerContext<'_>) {
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Inactive) {
+            Phase::Finishing(completer) => {
+                self.work.drain(cx);
+                Phase::Draining(completer)
+            }
+            phase => phase,
+        };
     }
 
     fn activate(&mut self, cx: &mut WorkerContext<'_>, activation: Activation) {
@@ -456,28 +499,23 @@ impl QueueLane {
     }
 
     fn work(&mut self, cx: &mut WorkerContext<'_>) -> Result<Turn, QueueError> {
+        if matches!(self.phase, Phase::Running | Phase::Finishing(_)) {
+            let left = self.resubmit(cx);
+            if !matches!(left, Ok(Some(_))) {
+                self.finish(cx);
+            }
+            if let Some(turn) = left? {
+                return Ok(turn);
+            }
+        }
         let Some(ring) = &mut self.ring else {
             // No driver uses the queue; what is below has its turns all the same, for a stack may be exchanged under it.
             self.work.settle(cx, None)?;
             return Ok(Turn::Idle);
         };
         match self.phase {
-            Phase::Running => {
-                if ring.refresh()? {
-                    self.work.memory_changed(ring.view());
-                }
-                if !self.resubmit.is_empty() {
-                    let taken = self.work.resubmit(cx, ring, &self.resubmit)?;
-                    self.resubmit.drain(..taken);
-                    if !self.resubmit.is_empty() {
-                        // What is new on the ring comes behind them, and where there is no room the next completion makes some.
-                        self.work.settle(cx, Some(ring))?;
-                        return Ok(if taken > 0 { Turn::Again } else { Turn::Idle });
-                    }
-                }
-                self.work.serve(cx, ring)
-            }
-            Phase::Draining(_) | Phase::Paused => {
+            Phase::Running => self.work.serve(cx, ring),
+            Phase::Finishing(_) | Phase::Draining(_) | Phase::Paused => {
                 if ring.refresh()? {
                     self.work.memory_changed(ring.view());
                 }

@@ -1,10 +1,12 @@
 //! A guest that drives a virtio-mmio device: registers, rings, interrupts.
 
 use super::ring::{GuestRing, Piece, SIZE};
-use crate::dma::{DmaSpace, DmaView};
+use crate::dma::{DmaSpace, DmaView, Region, shared_memory};
 use crate::frontend::{Access, Frontend, Ticket};
 use crate::irq::CountingInterrupt;
 use crate::test_utils::hostile::{register, status};
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// Where buffers begin.
@@ -21,6 +23,8 @@ const INT_CONFIG: u32 = 2;
 /// The guest's side of the bus.
 pub(super) struct Guest {
     pub(super) space: DmaSpace,
+    /// What its memory is in.
+    pub(super) memory: Arc<File>,
     pub(super) view: DmaView,
     pub(super) interrupt: Arc<CountingInterrupt>,
     /// Interrupts taken.
@@ -33,10 +37,13 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn new() -> Result<Self, String> {
-        let space = DmaSpace::anonymous(&[(0, MEMORY)]).map_err(|error| error.to_string())?;
+        let memory = shared_memory(MEMORY).map_err(|error| error.to_string())?;
+        let region = Region::from_file(0, MEMORY, memory.as_fd(), 0).map_err(|error| error.to_string())?;
+        let space = DmaSpace::from_regions(vec![region]).map_err(|error| error.to_string())?;
         Ok(Self {
             view: space.view(),
             space,
+            memory: Arc::new(memory),
             interrupt: Arc::default(),
             taken: 0,
             device: None,

@@ -39,6 +39,7 @@ use crate::request::Request;
 use crate::request::block::BlockRequest;
 use crate::request::net::NetRequest;
 use std::fmt;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use world::{Load, World};
@@ -48,6 +49,8 @@ use world::{Load, World};
 pub struct Surroundings {
     /// The guest's memory.
     pub space: DmaSpace,
+    /// The same as a file, from address 0 on: for a device that maps it itself.
+    pub memory: Arc<File>,
     /// The workers for its queues.
     pub workers: Vec<WorkerHandle>,
     /// Where its interrupts go.
@@ -62,7 +65,8 @@ pub struct Made {
     pub frontend: Arc<dyn Frontend>,
     /// What holds up everything below it.
     pub brake: Box<dyn Brake>,
-    /// What a [`Watch`] has seen go wrong, if anything; see [`WatchHandle::violation`].
+    /// What a [`Watch`] has seen go wrong, if anything; see [`WatchHandle::violation`]. Asked after each step of a worker: where
+    /// a thread that is not simulated works for the device, it returns once that waits for the simulation again.
     pub watch: Box<dyn Fn() -> Option<String>>,
 }
 

@@ -86,7 +86,14 @@ impl World<'_> {
         self.make_device()?;
         self.guest.device().restore(&saved).map_err(|error| format!("restore failed: {error}"))?;
         self.a_while(4, Busy::Waiting)?;
-        let ticket = self.guest.device().resume();
+        let mut ticket = self.guest.device().resume();
+        if self.rng.one_in(4) {
+            // Perhaps before it has served again what was in flight when it was saved.
+            self.at.1 = "draining what was restored";
+            let rest = self.guest.device().drain();
+            self.settle_for(&rest)?;
+            ticket = self.guest.device().resume();
+        }
         self.a_while(4, Busy::Working)?;
         self.run.restores += 1;
         self.settle_for(&ticket)?;

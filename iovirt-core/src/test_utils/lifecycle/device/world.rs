@@ -116,6 +116,7 @@ impl<'a> World<'a> {
         }
         let surroundings = Surroundings {
             space: self.guest.space.clone(),
+            memory: self.guest.memory.clone(),
             workers: self.workers.iter().map(|worker| worker.worker.handle()).collect(),
             interrupt: self.guest.interrupt.clone(),
             seed: self.rng.next_u64(),

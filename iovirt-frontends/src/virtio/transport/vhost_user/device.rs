@@ -30,6 +30,7 @@ pub struct VhostUserDevice {
     rings: Mutex<Rings>,
     connected: AtomicBool,
     connections: AtomicU64,
+    awaited: Mutex<Option<Ticket>>,
 }
 
 /// Which rings run.
@@ -71,6 +72,7 @@ impl VhostUserDevice {
             rings,
             connected: AtomicBool::new(false),
             connections: AtomicU64::new(0),
+            awaited: Mutex::default(),
         })
     }
 
@@ -87,6 +89,7 @@ impl VhostUserDevice {
         assert!(!was_connected, "a front-end is being served already");
         self.connections.fetch_add(1, Ordering::Relaxed);
         let end = Session::new(self, stream, stopper).and_then(|mut session| session.run());
+        self.set_awaited(None);
         self.connected.store(false, Ordering::SeqCst);
         end
     }
@@ -114,6 +117,21 @@ impl VhostUserDevice {
     /// How many front-ends came so far.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// What the front-end waits for, where its last message, or its leave, takes effect once lanes have taken a step: when a request in
+    /// flight has finished, say. `None` where its next message is carried out at once.
+    pub fn awaited(&self) -> Option<Ticket> {
+        self.lock_awaited().clone().filter(|ticket| !ticket.is_done())
+    }
+
+    /// The session waits for that ticket, or for none.
+    pub(super) fn set_awaited(&self, ticket: Option<&Ticket>) {
+        *self.lock_awaited() = ticket.cloned();
+    }
+
+    fn lock_awaited(&self) -> MutexGuard<'_, Option<Ticket>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Comes to rest: no request in flight, metadata durable. The device stays at rest until [`VhostUserDevice::resume`], also for

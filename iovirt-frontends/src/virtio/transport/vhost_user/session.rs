@@ -591,6 +591,7 @@ impl<'a> Session<'a> {
     }
 
     fn wait_for(&self, ticket: &Ticket) -> Result<Outcome, Failure> {
+        self.device.set_awaited(Some(ticket));
         loop {
             if let Some(outcome) = ticket.wait(LOOK_UP) {
                 return Ok(outcome);
@@ -617,6 +618,7 @@ impl<'a> Session<'a> {
 
     /// The next front-end must not find requests of this one under way: they might overtake its own.
     fn wait_in_flight(&self, ticket: &Ticket) {
+        self.device.set_awaited(Some(ticket));
         let begun = Instant::now();
         let (mut stopped, mut told) = (None, false);
         while ticket.wait(LOOK_UP).is_none() {
