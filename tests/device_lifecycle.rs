@@ -92,17 +92,29 @@ fn made((frontend, wait): Behind, brake: impl Brake + 'static, watch: WatchHandl
     Made { frontend, brake: Box::new(brake), watch: Box::new(watch) }
 }
 
-/// A disk above those stages and that back-end.
+/// A disk above those stages and that back-end, with room for as many requests as its rings have entries.
 fn disk(stages: &str, backend: &str, transport: Transport) -> impl Fn() -> Maker + use<> {
+    disk_with_room([32, 32], stages, backend, transport)
+}
+
+/// The same with room for so many requests on each queue, the first device and every other one after it, and the rest of them.
+fn disk_with_room(
+    rooms: [u16; 2],
+    stages: &str,
+    backend: &str,
+    transport: Transport,
+) -> impl Fn() -> Maker + use<> {
     let (stages, backend) = (stages.to_owned(), backend.to_owned());
     move || {
         let disk = Registry::standard().build_block(&backend.parse().unwrap()).unwrap();
         let stages = stages.clone();
+        let mut rooms = rooms.into_iter().cycle();
         Box::new(move |at| {
             let capacity = disk.caps().capacity;
             let (slow, handle) = SlowDisk::new(disk.clone(), capacity, LONGEST, at.seed);
             let (stack, watch) = Watch::above(above_disk(&stages, BoxBackend::new(slow)));
-            let config = BlkConfig { queues: 2, queue_size: 32, ..BlkConfig::default() };
+            let queue_size = rooms.next().unwrap();
+            let config = BlkConfig { queues: 2, queue_size, ..BlkConfig::default() };
             let device = Arc::new(VirtioBlk::new(config, stack).unwrap());
             made(transport(device, at), (handle, capacity), watch)
         })

@@ -6,7 +6,9 @@ use super::monitor::Monitor;
 use super::raw::code;
 use super::sabotage::found;
 use super::talk::{HONEST, Wire};
-use super::{Behind, DeviceCase, Surroundings, Transport, all, card, disk, live, seeds, stacks};
+use super::{
+    Behind, DeviceCase, Surroundings, Transport, all, card, disk, disk_with_room, live, seeds, stacks,
+};
 use iovirt::core::test_utils::lifecycle::{Run, device};
 use iovirt::frontends::virtio::VirtioDevice;
 use iovirt::registry::Family;
@@ -29,6 +31,19 @@ fn a_disk_over_vhost_user() {
     for stages in stacks(Family::Block) {
         let name = format!("vhost-user -> virtio-blk -> {stages} -> memory");
         total += live(&DeviceCase::disk(&name, &disk(&stages, "memory,size=1M", vhost_user)), 8);
+        cases += 1;
+    }
+    all(cases, &total);
+}
+
+/// Every other device has room for a few only of the chains that its predecessor had in flight.
+#[test]
+fn a_disk_over_vhost_user_with_less_room_than_its_rings() {
+    let (mut total, mut cases) = (Run::default(), 0);
+    for stages in stacks(Family::Block) {
+        let name = format!("vhost-user -> virtio-blk with little room -> {stages} -> memory");
+        let fresh = disk_with_room([32, 4], &stages, "memory,size=1M", vhost_user);
+        total += live(&DeviceCase::disk(&name, &fresh), 8);
         cases += 1;
     }
     all(cases, &total);
