@@ -79,7 +79,7 @@ pub enum Engine {
     Threads,
 }
 
-/// Whether reads and writes are done by the worker itself, by `preadv2` and `pwritev2`.
+/// Whether reads and writes are done by the worker itself, by `pread` and `pwrite` and their kin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Inline {
     /// Where the file lies in memory (tmpfs, ramfs, memfd): a plain system call takes about half the time of one through

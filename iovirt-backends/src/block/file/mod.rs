@@ -37,7 +37,7 @@
 //!
 //! | way | calls | when |
 //! |---|---|---|
-//! | inline | `preadv2(2)`, `pwritev2(2)` on the worker | the file lies in memory, or `inline=on` |
+//! | inline | `pread(2)`, `pwrite(2)` and their kin on the worker | the file lies in memory, or `inline=on` |
 //! | ring | the worker's `io_uring(7)` | `engine=auto` or `engine=uring`, where the host permits one |
 //! | threads | the same calls on a pool shared by all queues | `engine=threads`, no ring, and discards of block devices |
 //!

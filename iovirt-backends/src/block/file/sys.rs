@@ -94,18 +94,24 @@ pub(super) fn pieces<'a>(sg: &'a SgList, window: Window, cut: &'a mut Option<IoV
     }
 }
 
-/// `preadv2(2)` into a window of the list, which the device may write.
+/// `preadv(2)` into a window of the list, which the device may write. One piece goes by `pread(2)`, for which the kernel need not fetch
+/// and check an array.
 pub(super) fn read(fd: BorrowedFd<'_>, sg: &SgList, window: Window, offset: u64) -> io::Result<usize> {
     assert!(!sg.is_read_only(), "read into a read-only list");
     let mut cut = None;
     let iovecs = IoVec::as_libc(pieces(sg, window, &mut cut));
+    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
+    if let [piece] = iovecs {
+        // SAFETY: as below.
+        return check_count(unsafe { libc::pread(fd, piece.iov_base, piece.iov_len, offset) });
+    }
     let count = iovecs.len() as libc::c_int;
     // SAFETY: the list keeps every piece mapped for the length of the call, and the device may write all of them as the
     // list is not read-only. No reference to that memory exists. `pieces` checked the bounds of the array.
-    check_count(unsafe { libc::preadv2(fd.as_raw_fd(), iovecs.as_ptr(), count, offset as libc::off_t, 0) })
+    check_count(unsafe { libc::preadv(fd, iovecs.as_ptr(), count, offset) })
 }
 
-/// `pwritev2(2)` out of a window of the list, with `flags` of that call.
+/// `pwritev2(2)` out of a window of the list, with `flags` of that call. One piece without any goes by `pwrite(2)`.
 pub(super) fn write(
     fd: BorrowedFd<'_>,
     sg: &SgList,
@@ -115,11 +121,14 @@ pub(super) fn write(
 ) -> io::Result<usize> {
     let mut cut = None;
     let iovecs = IoVec::as_libc(pieces(sg, window, &mut cut));
+    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
+    if let ([piece], 0) = (iovecs, flags) {
+        // SAFETY: as below.
+        return check_count(unsafe { libc::pwrite(fd, piece.iov_base, piece.iov_len, offset) });
+    }
     let count = iovecs.len() as libc::c_int;
     // SAFETY: the list keeps every piece mapped for the length of the call; the kernel only reads it.
-    check_count(unsafe {
-        libc::pwritev2(fd.as_raw_fd(), iovecs.as_ptr(), count, offset as libc::off_t, flags)
-    })
+    check_count(unsafe { libc::pwritev2(fd, iovecs.as_ptr(), count, offset, flags) })
 }
 
 /// `fdatasync(2)`.

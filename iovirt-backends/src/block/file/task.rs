@@ -24,11 +24,11 @@ pub(super) enum Window {
 /// A system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
-    /// `preadv2`.
+    /// `pread` or `preadv`.
     Read { offset: u64, window: Window },
-    /// `pwritev2` with these flags.
+    /// `pwrite` or `pwritev2` with these flags.
     Write { offset: u64, window: Window, flags: i32 },
-    /// `pwritev2` of zeroes.
+    /// The same of zeroes.
     WriteZeroes { offset: u64, window: Window },
     /// `fallocate`.
     ChangeRange { range: Range, offset: u64, len: u64 },
