@@ -64,7 +64,7 @@ impl Budget {
 
     #[inline]
     fn spend(&mut self, chain: &Chain) {
-        self.chains = self.chains.saturating_sub(1);
+        self.chains = self.chains.saturating_sub(chain.weight());
         self.bytes = self.bytes.saturating_sub(chain.readable().len() + chain.writable().len());
     }
 }

@@ -70,12 +70,17 @@ impl TransmitQueue {
         &mut self,
         cx: &mut WorkerContext<'_>,
         ring: &mut Ring,
-        budget: usize,
+        budget: &mut usize,
     ) -> Result<usize, QueueError> {
-        for taken in 0..budget {
+        let mut taken = 0;
+        while *budget > 0 {
             let Some((tag, sg)) = self.client.begin() else { return Ok(taken) };
             match ring.pop(&mut self.chain) {
-                Ok(Some(head)) => self.start(cx, ring, head, (tag, sg)),
+                Ok(Some(head)) => {
+                    taken += 1;
+                    *budget = budget.saturating_sub(self.chain.weight());
+                    self.start(cx, ring, head, (tag, sg));
+                }
                 Ok(None) => {
                     self.client.abandon(tag, sg);
                     return Ok(taken);
@@ -86,7 +91,7 @@ impl TransmitQueue {
                 }
             }
         }
-        Ok(budget)
+        Ok(taken)
     }
 
     /// Sends the frame of the chain at hand; what is none is given back and counted.
@@ -150,9 +155,8 @@ impl TransmitQueue {
         let mut left = TURN_CHAINS;
         loop {
             self.bring_home(cx, Some(ring));
-            let taken = self.take_chains(cx, ring, left).inspect_err(|_| ring.publish())?;
+            let taken = self.take_chains(cx, ring, &mut left).inspect_err(|_| ring.publish())?;
             if taken > 0 {
-                left -= taken;
                 ring.count_chains(taken as u64);
                 self.client.kick(cx);
                 self.bring_home(cx, Some(ring));

@@ -5,6 +5,9 @@ use iovirt_core::dma::{Access, DmaView, IovaRange, IovaSpans, MappedArea, SgLimi
 use super::layout::{DESC_ALIGN, DESC_INDIRECT, DESC_NEXT, DESC_SIZE, DESC_WRITE, Descriptor};
 use super::{RingError, RingFeatures};
 
+/// See [`Chain::weight`].
+const DESCRIPTORS_PER_WEIGHT: usize = 256;
+
 /// The buffers of one chain: what the device reads, and what it writes, each as one stream of bytes. A
 /// device must not care how the driver cut them into descriptors (2.7.4).
 ///
@@ -28,6 +31,8 @@ pub struct Chain {
     table: SgList,
     /// The device's addresses of both, where they are translated.
     spans: IovaSpans,
+    /// Descriptors that were read for it.
+    descriptors: u32,
 }
 
 impl Default for Chain {
@@ -66,7 +71,7 @@ impl Chain {
         // Every descriptor may lie across two regions. Memory is allocated as chains need it.
         let limits = SgLimits { segments: 1 << 16, host_bytes: 0 };
         let list = || SgList::with_limits(limits);
-        Self { readable: list(), writable: list(), table: list(), spans: IovaSpans::EMPTY }
+        Self { readable: list(), writable: list(), table: list(), spans: IovaSpans::EMPTY, descriptors: 0 }
     }
 
     /// What the device may read: all device-readable buffers in order.
@@ -97,6 +102,13 @@ impl Chain {
     #[inline]
     pub fn spans(&self) -> &IovaSpans {
         &self.spans
+    }
+
+    /// How many chains it counts for where the work of a turn is bounded: one, and another one for each 256 descriptors, as there may be tens of
+    /// thousands in the chains of a large ring.
+    #[inline]
+    pub fn weight(&self) -> usize {
+        1 + self.descriptors as usize / DESCRIPTORS_PER_WEIGHT
     }
 
     /// Empties it. Not needed between chains.
@@ -136,16 +148,17 @@ impl Chain {
         self.clear();
         let mut index = head;
         let mut order = Order { head, writing: false };
-        for _ in 0..table.size {
+        for taken in 1..=u32::from(table.size) {
             let Some(descriptor) = Descriptor::load(&table.area, index) else {
                 return Err(table.no_descriptor(head, index));
             };
             if descriptor.has(DESC_INDIRECT) {
-                self.follow::<PIN>(table, descriptor, order, view)?;
+                self.descriptors = taken + self.follow::<PIN>(table, descriptor, order, view)?;
                 return self.check_len(head);
             }
             self.add::<PIN>(descriptor, &mut order, view)?;
             if !descriptor.has(DESC_NEXT) {
+                self.descriptors = taken;
                 return self.check_len(head);
             }
             index = descriptor.next();
@@ -190,7 +203,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Adds the buffers of an indirect table (2.7.5.3), read entry by entry, each once.
+    /// Adds the buffers of an indirect table (2.7.5.3), read entry by entry, each once; says how many.
     #[inline(never)]
     fn follow<const PIN: bool>(
         &mut self,
@@ -198,12 +211,12 @@ impl Chain {
         indirect: Descriptor,
         mut order: Order,
         view: &DmaView,
-    ) -> Result<(), RingError> {
+    ) -> Result<u32, RingError> {
         let entries = check_indirect(table, indirect)?;
         self.table.clear();
         self.table.push(view, indirect.addr(), u64::from(indirect.len()), Access::Read)?;
         let mut index = 0;
-        for _ in 0..entries {
+        for taken in 1..=u32::from(entries) {
             let mut bytes = [0; DESC_SIZE as usize];
             self.table.copy_to(DESC_SIZE * u64::from(index), &mut bytes)?;
             let descriptor = Descriptor::from_bytes(bytes);
@@ -212,7 +225,7 @@ impl Chain {
             }
             self.add::<PIN>(descriptor, &mut order, view)?;
             if !descriptor.has(DESC_NEXT) {
-                return Ok(());
+                return Ok(taken);
             }
             index = descriptor.next();
             if index >= entries {

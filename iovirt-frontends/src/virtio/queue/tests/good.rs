@@ -88,6 +88,26 @@ fn an_indirect_table_may_be_longer_than_the_queue() {
 }
 
 #[test]
+fn long_chains_weigh_more() {
+    let mut rig = Rig::new(2, ALL);
+    for (entries, weight) in [(1, 1), (254, 1), (255, 2), (1000, 4)] {
+        // Buffers of no bytes make work too.
+        let entry = |next: u16| desc(0, 0, if next == entries { 0 } else { NEXT }, next);
+        let table: Vec<_> = (1..=entries).map(entry).collect();
+        rig.view.write(TABLES, &table.concat()).unwrap();
+        rig.desc(0, desc(TABLES, 16 * u32::from(entries), INDIRECT, 0));
+        rig.offer(0);
+        rig.pop().unwrap().unwrap();
+        assert_eq!(rig.chain.weight(), weight, "{entries} entries and the one that refers to them");
+    }
+    rig.desc(0, desc(BUFFERS, 1, NEXT, 1));
+    rig.desc(1, desc(BUFFERS, 1, 0, 0));
+    rig.offer(0);
+    rig.pop().unwrap().unwrap();
+    assert_eq!(rig.chain.weight(), 1);
+}
+
+#[test]
 fn a_chain_as_long_as_the_queue_and_an_empty_buffer() {
     let mut rig = Rig::new(4, PLAIN);
     rig.desc(0, desc(BUFFERS, 1, NEXT, 3));
