@@ -13,79 +13,20 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use iovirt_backends::block::null::{NullBackend, NullConfig};
 use iovirt_backends::interposers::stats::{Stats, StatsConfig};
-use iovirt_core::dma::{DmaSpace, SgLimits, SgPool};
-use iovirt_core::frontend::Frontend;
-use iovirt_core::irq::CountingInterrupt;
+use iovirt_core::dma::{SgLimits, SgPool};
 use iovirt_core::pipeline::{BoxBackend, BoxInterposer, Pipeline};
 use iovirt_core::prelude::*;
 use iovirt_core::request::block::{BlockCaps, BlockOp, BlockOutput, BlockRequest};
 use iovirt_core::stage::{Flow, Hook, HookLayer, HookStage};
-use iovirt_frontends::virtio::blk::{BlkConfig, VirtioBlk};
-use iovirt_frontends::virtio::transport::mmio::MmioDevice;
 use std::hint::black_box;
-use std::sync::Arc;
 
-const SIZE: u16 = 256;
-const DESC: u64 = 0x1000;
-const AVAIL: u64 = 0x3000;
-const USED: u64 = 0x5000;
-const BUFFERS: u64 = 0x10_0000;
-const CHAINS: u64 = 85;
+use blk::Disk;
+
+#[path = "fixture/blk.rs"]
+mod blk;
 
 fn null() -> BoxBackend<BlockRequest> {
     BoxBackend::new(NullBackend::new(&NullConfig { fill: false, ..NullConfig::default() }).unwrap())
-}
-
-/// Guest memory with a ring full of 4 KiB reads.
-fn memory() -> DmaSpace {
-    let space = DmaSpace::anonymous(&[(0, 16 << 20)]).unwrap();
-    let view = space.view();
-    for chain in 0..CHAINS {
-        let buffer = BUFFERS + chain * 0x4000;
-        view.write(buffer, &[0; 16]).unwrap();
-        for (part, (len, flags)) in [(16u32, 1u16), (4096, 3), (1, 2)].into_iter().enumerate() {
-            let index = chain * 3 + part as u64;
-            let mut descriptor = [0; 16];
-            descriptor[..8].copy_from_slice(&(buffer + part as u64 * 0x1000).to_le_bytes());
-            descriptor[8..12].copy_from_slice(&len.to_le_bytes());
-            descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
-            descriptor[14..].copy_from_slice(&(index as u16 + 1).to_le_bytes());
-            view.write(DESC + index * 16, &descriptor).unwrap();
-        }
-    }
-    for slot in 0..u64::from(SIZE) {
-        view.write(AVAIL + 4 + slot * 2, &((slot % CHAINS * 3) as u16).to_le_bytes()).unwrap();
-    }
-    space
-}
-
-/// A disk that a driver has set up by its registers.
-fn disk(space: &DmaSpace, stack: BoxBackend<BlockRequest>) -> (Worker, MmioDevice) {
-    let mut worker = Worker::new(WorkerConfig::default()).unwrap();
-    let blk = Arc::new(VirtioBlk::new(BlkConfig::default(), stack).unwrap());
-    let device = MmioDevice::new(blk, space, Arc::new(CountingInterrupt::new()), &[worker.handle()]).unwrap();
-    let write = |offset: u64, value: u64| {
-        let _ = device.write(0, offset, &(value as u32).to_le_bytes());
-    };
-    for (offset, value) in [
-        (0x070, 3),
-        (0x024, 0),
-        (0x020, 1 << 29),
-        (0x024, 1),
-        (0x020, 1),
-        (0x070, 11),
-        (0x030, 0),
-        (0x038, u64::from(SIZE)),
-        (0x080, DESC),
-        (0x090, AVAIL),
-        (0x0a0, USED),
-        (0x044, 1),
-        (0x070, 15),
-    ] {
-        write(offset, value);
-    }
-    worker.run().unwrap();
-    (worker, device)
 }
 
 fn virtio_blk(c: &mut Criterion) {
@@ -95,21 +36,10 @@ fn virtio_blk(c: &mut Criterion) {
         [("null", null()), ("stats -> null", Pipeline::boxed(vec![stats()], null()).unwrap())]
     {
         for batch in [1u16, 32, 64] {
-            let space = memory();
-            let view = space.view();
-            let (mut worker, device) = disk(&space, stack.clone());
-            let mut index = 0u16;
+            let mut disk = Disk::new(stack.clone());
             group.throughput(Throughput::Elements(batch.into()));
-            group.bench_function(BenchmarkId::new(name, batch), |b| {
-                b.iter(|| {
-                    index = index.wrapping_add(batch);
-                    view.write(AVAIL + 2, &index.to_le_bytes()).unwrap();
-                    let _ = device.write(0, 0x050, &[0; 4]);
-                    worker.run().unwrap();
-                });
-            });
-            let used = u16::from_le_bytes(view.read_array(USED + 2).unwrap());
-            assert_eq!(used, index, "the device serves every request in the step that follows its doorbell");
+            group.bench_function(BenchmarkId::new(name, batch), |b| b.iter(|| disk.turn(batch)));
+            disk.check();
         }
     }
     group.finish();

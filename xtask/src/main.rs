@@ -7,6 +7,7 @@ mod blocks;
 mod cmd;
 mod error;
 mod fuzz;
+mod instructions;
 mod lab;
 mod setup;
 mod test;

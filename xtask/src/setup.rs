@@ -39,6 +39,8 @@ pub(crate) const QEMU_NBD: Tool = tool("qemu-nbd", "qemu-utils");
 pub(crate) const STORAGE_DAEMON: Tool = tool("qemu-storage-daemon", "qemu-utils");
 /// Makes devices and addresses in a network namespace, for the tests of tap devices.
 pub(crate) const IP: Tool = tool("ip", "iproute2");
+/// Counts the instructions of programs.
+pub(crate) const VALGRIND: Tool = tool("valgrind", "valgrind");
 /// Makes a whole Debian system.
 pub(crate) const MMDEBSTRAP: Tool = tool("mmdebstrap", "mmdebstrap");
 /// Gives who is not root further users, which a system needs.

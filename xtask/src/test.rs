@@ -45,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.list {
         for step in STEPS {
-            println!("{:<10} {}", step.name, step.about);
+            println!("{:<12} {}", step.name, step.about);
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -63,12 +63,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         };
         let seconds = clock.elapsed().as_secs_f64();
         let line = match &ending {
-            Ending::Passed => format!("{:<10} ok       {seconds:6.1} s", step.name),
+            Ending::Passed => format!("{:<12} ok       {seconds:6.1} s", step.name),
             Ending::Failed(error) => {
                 println!("error: {error}");
-                format!("{:<10} FAILED   {seconds:6.1} s", step.name)
+                format!("{:<12} FAILED   {seconds:6.1} s", step.name)
             }
-            Ending::Left(reason) => format!("{:<10} skipped  {reason}", step.name),
+            Ending::Left(reason) => format!("{:<12} skipped  {reason}", step.name),
         };
         println!("=== {line}");
         results.push((ending, line));

@@ -4,6 +4,7 @@ use crate::blocks;
 use crate::cmd::{self, Cmd};
 use crate::error::{Error, Result};
 use crate::fuzz;
+use crate::instructions;
 use crate::lab;
 use crate::setup::{self, Tool};
 
@@ -32,6 +33,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "loom", about: "what threads share, in every order of events, by a model checker", tools: &[setup::CC], run: loom },
     Step { name: "doc", about: "the examples in the documentation", tools: &[setup::CC], run: doc },
     Step { name: "fuzz", about: "every fuzz target for a few seconds", tools: &[setup::CXX], run: fuzz::run },
+    Step { name: "instructions", about: "no path of a request has become longer", tools: &instructions::TOOLS, run: instructions::run },
     Step { name: "lab", about: "our devices under KVM with a stock Linux guest", tools: &lab::TOOLS, run: the_lab },
 ];
 

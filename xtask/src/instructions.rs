@@ -1,0 +1,127 @@
+//! The step `instructions`: what a request costs, in instructions. They are the same in every run, so a table says how many there may be.
+
+use std::fs;
+
+use crate::cmd::{self, Cmd};
+use crate::error::{Context, Error, Result};
+use crate::setup::{self, Tool};
+
+/// What it needs.
+pub(crate) const TOOLS: [Tool; 2] = [setup::CC, setup::VALGRIND];
+
+/// A device, what is below it, and its instructions for a request or for a frame that goes out and comes back.
+#[derive(Debug)]
+struct Path {
+    device: &'static str,
+    below: &'static str,
+    instructions: f64,
+}
+
+const fn disk(below: &'static str, instructions: f64) -> Path {
+    Path { device: "virtio-blk", below, instructions }
+}
+
+const fn card(below: &'static str, instructions: f64) -> Path {
+    Path { device: "virtio-net", below, instructions }
+}
+
+/// The paths, by Rust 1.95. Whoever makes one longer on purpose changes its line, and says why.
+#[rustfmt::skip]
+const PATHS: [Path; 9] = [
+    disk("null,fill=off", 1188.0),
+    disk("stats -> null,fill=off", 1273.0),
+    disk("fault -> null,fill=off", 1264.0),
+    disk("swappable -> null,fill=off", 1219.0),
+    disk("mirror [null,fill=off | null,fill=off]", 2057.0),
+    card("loopback", 1391.0),
+    card("stats -> loopback", 1534.0),
+    card("filter -> loopback", 1855.0),
+    card("swappable -> loopback", 1438.0),
+];
+
+/// How many times what the table says is let pass: compilers and C libraries differ.
+const TOLERANCE: f64 = 1.1;
+/// Batches of the two runs of a path; the difference has nothing of the set-up.
+const BATCHES: [u32; 2] = [100, 600];
+/// Requests of a batch, as the program makes them.
+const BATCH: u32 = 32;
+
+/// Counts; an error where a path has become longer.
+pub(crate) fn run() -> Result<()> {
+    setup::ensure(&TOOLS)?;
+    let program = program()?;
+    let mut longer = Vec::new();
+    for path in &PATHS {
+        let counts = BATCHES.map(|batches| count(&program, path, batches));
+        let [few, many] = counts;
+        let requests = f64::from((BATCHES[1] - BATCHES[0]) * BATCH);
+        let found = (many? - few?) / requests;
+        let share = found / path.instructions;
+        println!(
+            "{:<11} {:<42} {found:>7.0} instructions, {share:.2} of the table's {:.0}",
+            path.device, path.below, path.instructions
+        );
+        if share > TOLERANCE {
+            longer.push(format!("{} -> {}: {found:.0}", path.device, path.below));
+        }
+    }
+    if longer.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "more than {TOLERANCE} times the instructions of the table: {}",
+        longer.join("; ")
+    )))
+}
+
+/// The program, built as users build theirs.
+fn program() -> Result<String> {
+    let said = Cmd::cargo()
+        .args([
+            "build",
+            "--release",
+            "--bench",
+            "instructions",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .text()?;
+    executable(&said).ok_or_else(|| Error::new("cargo named no program"))
+}
+
+/// The last program that cargo names.
+fn executable(said: &str) -> Option<String> {
+    let (_, rest) = said.rsplit_once("\"executable\":\"")?;
+    rest.split('"').next().map(str::to_owned)
+}
+
+/// All instructions of a run.
+fn count(program: &str, path: &Path, batches: u32) -> Result<f64> {
+    let log = cmd::target().join("instructions.log");
+    Cmd::new("valgrind")
+        .args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"])
+        .arg(format!("--log-file={}", log.display()))
+        .args([program, path.device, path.below, &batches.to_string()])
+        .quiet()?;
+    let said = fs::read_to_string(&log).context(log.display())?;
+    refs(&said).ok_or_else(|| Error::new(format!("valgrind counted nothing:\n{said}")))
+}
+
+/// The number in `I   refs:      1,234`.
+fn refs(said: &str) -> Option<f64> {
+    let (_, rest) = said.lines().find_map(|line| line.split_once("refs:"))?;
+    rest.trim().replace(',', "").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_programs_are_found() {
+        assert_eq!(refs("==7== \n==7== I   refs:      1,234,567\n"), Some(1_234_567.0));
+        assert_eq!(refs("==7== killed"), None);
+        let said = r#"{"executable":null}{"executable":"/x/instructions-1"}{"reason":"build-finished"}"#;
+        assert_eq!(executable(said).as_deref(), Some("/x/instructions-1"));
+    }
+}
