@@ -27,12 +27,17 @@ const fn card(below: &'static str, instructions: f64) -> Path {
 
 /// The paths, by Rust 1.95. Whoever makes one longer on purpose changes its line, and says why.
 #[rustfmt::skip]
-const PATHS: [Path; 9] = [
+const PATHS: [Path; 14] = [
     disk("null,fill=off", 1188.0),
     disk("stats -> null,fill=off", 1273.0),
     disk("fault -> null,fill=off", 1264.0),
     disk("swappable -> null,fill=off", 1219.0),
     disk("mirror [null,fill=off | null,fill=off]", 2057.0),
+    disk("stripe [null,fill=off | null,fill=off]", 2200.0),
+    disk("overlay [memory,size=1M | null,size=1M]", 6313.0),
+    disk("scheduled,group=a -> null,fill=off", 1718.0),
+    disk("delay,time=0us -> null,fill=off", 1253.0),
+    disk("memory,size=64M", 1699.0),
     card("loopback", 1391.0),
     card("stats -> loopback", 1534.0),
     card("filter -> loopback", 1855.0),
