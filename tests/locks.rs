@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 const DEPTH: u64 = 32;
 /// One way down, one way up.
 const PER_TURN: u64 = 2;
-/// For a batch in pieces.
-const IN_PIECES: u64 = DEPTH / 4;
+/// For a batch in pieces of four, of which the disk looks after every eight whether some have come home.
+const IN_PIECES: u64 = DEPTH / 4 + DEPTH / 8;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Pushes one batch through by hand: the worst of the worker's turns.

@@ -43,6 +43,10 @@ impl VirtioDevice for Mistaken {
         self.inner.features()
     }
 
+    fn features_that_remember(&self) -> u64 {
+        self.inner.features_that_remember()
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         self.inner.queue_max_sizes()
     }

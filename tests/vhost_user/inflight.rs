@@ -14,8 +14,13 @@ use vhost_user_driver::{BlkQueue, BlkRequest, Operation};
 
 /// A disk whose requests wait for the test's word.
 pub(super) fn manual(queues: u16) -> (Served, ManualHandle<BlockRequest>) {
+    manual_with_room(64, queues)
+}
+
+/// The same with room for so many on each queue.
+fn manual_with_room(queue_size: u16, queues: u16) -> (Served, ManualHandle<BlockRequest>) {
     let (backend, handle) = ManualBackend::<BlockRequest>::new(BlockCaps::new(1 << 20));
-    let config = BlkConfig { queues, queue_size: 64, ..BlkConfig::default() };
+    let config = BlkConfig { queues, queue_size, ..BlkConfig::default() };
     let disk = VirtioBlk::new(config, BoxBackend::new(backend)).unwrap();
     (Served::of(Arc::new(disk), 1, Duration::ZERO), handle)
 }
@@ -70,6 +75,32 @@ fn a_front_end_that_comes_back_finds_each_request_done_once() {
             assert!(handle.in_flight().is_empty());
         }
         assert_eq!(served.device().connections(), 21);
+    });
+}
+
+/// All that is in flight comes home at once, so that nothing is left to wake the queue but itself; and the driver rings no doorbell.
+#[test]
+fn a_device_with_little_room_serves_a_record_in_turns() {
+    within_limit("a record", || {
+        let (mut first, stuck) = manual(1);
+        let mut driver = first.connect(&small(1));
+        for slot in 0..16 {
+            let sector = u64::from(slot) * 8;
+            driver.queues[0].submit(slot, BlkRequest { operation: Operation::Write, sector, len: 512 });
+        }
+        driver.queues[0].publish().unwrap();
+        wait_until("the requests arrive", || stuck.in_flight().len() == 16);
+        first.stop();
+        let (second, handle) = manual_with_room(4, 1);
+        driver.reconnect(&second.socket()).unwrap();
+        for _ in 0..4 {
+            wait_until("four of them arrive again", || handle.in_flight().len() == 4);
+            assert_eq!(handle.complete_all(BlockOutput::Done), 4);
+        }
+        for _ in 0..16 {
+            assert_eq!(driver.queues[0].next(PATIENCE).unwrap().status, 0);
+        }
+        stuck.complete_all(BlockOutput::Done);
     });
 }
 

@@ -28,9 +28,7 @@ pub trait VirtioDevice: Send + Sync + fmt::Debug {
     /// Those of them by which a driver sets what nobody but this device knows. A transport whose driver may find another device behind its
     /// rings, one that was told nothing, must not offer them: over vhost-user a daemon can be killed and started anew under a
     /// driver that goes on.
-    fn features_that_remember(&self) -> u64 {
-        0
-    }
+    fn features_that_remember(&self) -> u64;
 
     /// The largest size of each queue.
     fn queue_max_sizes(&self) -> &[u16];

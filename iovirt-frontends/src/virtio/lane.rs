@@ -355,7 +355,10 @@ impl QueueLane {
                 match self.ring.as_mut().map(|ring| (ring.refresh(), ring)) {
                     Some((Ok(true), ring)) => self.work.memory_changed(ring.view()),
                     Some((Ok(false), _)) => {}
-                    Some((Err(error), _)) => self.report_broken_ring(&error.into()),
+                    Some((Err(error), _)) => {
+                        self.finish(cx);
+                        self.report_broken_ring(&error.into());
+                    }
                     // What is kept in store holds the memory of the last driver.
                     None => self.work.memory_changed(&self.space.view()),
                 }
@@ -394,13 +397,13 @@ impl QueueLane {
         if self.resubmit.is_empty() {
             return Ok(None);
         }
+        // Before, so that where none is taken some are in flight, and the next completion makes room.
+        self.work.settle(cx, Some(ring))?;
         let taken = self.work.resubmit(cx, ring, &self.resubmit)?;
         self.resubmit.drain(..taken);
         if self.resubmit.is_empty() {
             return Ok(None);
         }
-        self.work.settle(cx, Some(ring))?;
-        // Where none was taken, the next completion makes room.
         Ok(Some(if taken > 0 { Turn::Again } else { Turn::Idle }))
     }
 

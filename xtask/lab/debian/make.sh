@@ -5,6 +5,8 @@ suite=$1 mirror=$2 folder=$3 size=$4
 here=$(dirname "$(readlink -f "$0")")
 tree=$folder/tree
 
+# Of a run that was ended; its files may belong to users that only exist here.
+rm -rf "$tree"
 mmdebstrap --quiet --mode=root --variant=minbase \
 	--include=systemd-sysv,udev,fio,grub-pc-bin,initramfs-tools,linux-image-cloud-amd64 \
 	--dpkgopt=path-exclude=/usr/share/man/* --dpkgopt=path-exclude=/usr/share/locale/* \

@@ -220,7 +220,7 @@ fn plan(options: &Options) -> Result<Plan> {
     })
 }
 
-/// What command lines begin with: servers run on their processor. As root, they and we come before other processes.
+/// What command lines begin with: servers run on these processors. As root, they and we come before other processes.
 fn prefix(processors: &[usize]) -> Result<Vec<String>> {
     let root = fs::metadata("/proc/self").is_ok_and(|data| std::os::unix::fs::MetadataExt::uid(&data) == 0);
     if root {

@@ -1,14 +1,16 @@
 //! A disk with a whole Debian on it, from its partition table and boot loader to fio: what a user's guest is.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::cmd::{self, Cmd};
 use crate::error::{Context, Error, Result, read};
-use crate::lab::machine::empty_folder;
 use crate::setup::{self, Source};
 
+/// What makes it.
+const FILES: [&str; 4] = ["make.sh", "grub.cfg", "lab.service", "run"];
 /// Size of the disk in bytes.
 const SIZE: u64 = 1 << 30;
 /// Where its only partition begins, in bytes: there is room for the boot loader before it.
@@ -21,14 +23,14 @@ const TABLE_LEN: usize = 66;
 
 /// The disk, made once in `cache`.
 pub(crate) fn disk(cache: &Path) -> Result<PathBuf> {
-    let disk = cache.join("debian.img");
+    let disk = cache.join(format!("debian-{:016x}.img", fingerprint()?));
     if disk.is_file() {
         return Ok(disk);
     }
-    setup::ensure(&[setup::MMDEBSTRAP])?;
+    setup::ensure(&[setup::MMDEBSTRAP, setup::UNSHARE])?;
     println!("making a Debian system");
     let folder = cache.join("debian.part");
-    empty_folder(&folder)?;
+    fs::create_dir_all(&folder).context(folder.display())?;
     make_system(&folder)?;
     let image = folder.join("root.img");
     add_boot_loader(&image, &read(&folder.join("boot.img"))?, &read(&folder.join("core.img"))?)?;
@@ -38,16 +40,31 @@ pub(crate) fn disk(cache: &Path) -> Result<PathBuf> {
     Ok(disk)
 }
 
+/// Of all that makes the disk what it is, but for the packages.
+fn fingerprint() -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    setup::source()?.release.hash(&mut hasher);
+    for file in FILES {
+        read(&folder().join(file))?.hash(&mut hasher);
+    }
+    Ok(hasher.finish())
+}
+
+/// Where they are.
+fn folder() -> PathBuf {
+    cmd::root().join("xtask/lab/debian")
+}
+
 /// The file system at its place, and GRUB's two images beside it.
 fn make_system(folder: &Path) -> Result<()> {
     let Source { mirror, release } = setup::source()?;
     let make = if setup::is_root() {
-        Cmd::new("sh")
+        Cmd::new("unshare").args(["--mount", "sh"])
     } else {
-        setup::ensure(&[setup::UNSHARE, setup::NEWUIDMAP])?;
+        setup::ensure(&[setup::NEWUIDMAP])?;
         Cmd::new("unshare").args(["--user", "--map-root-user", "--map-auto", "--mount", "sh"])
     };
-    make.arg(cmd::root().join("xtask/lab/debian/make.sh"))
+    make.arg(self::folder().join("make.sh"))
         .args([&release, &mirror])
         .arg(folder)
         .arg(((SIZE - PARTITION) / 1024).to_string())

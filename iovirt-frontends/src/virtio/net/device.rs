@@ -125,6 +125,12 @@ impl VirtioDevice for VirtioNet {
         self.features
     }
 
+    fn features_that_remember(&self) -> u64 {
+        // What its control queue sets is lost too; but over vhost-user that queue is the front-end's, and a card that was told nothing takes
+        // all frames.
+        0
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         &self.queue_sizes
     }

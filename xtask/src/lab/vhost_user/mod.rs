@@ -203,7 +203,13 @@ fn run_here(run: Run, parts: &Parts, daemon: &Path) -> Result<Result<()>> {
     empty_folder(&place)?;
     let ramdisk = place.join("guest.cpio");
     write(&ramdisk, parts.guest(kernel)?)?;
-    let image = run.case.image.map(|make| make(&packages())).transpose()?;
+    let image = match run.case.image.map(|make| make(&packages())).transpose() {
+        Ok(image) => image,
+        Err(error) => {
+            println!("case {run:<22} FAILED before it began: {error}");
+            return Ok(Err(error));
+        }
+    };
     let clock = Instant::now();
     let place = Place {
         folder: place,
