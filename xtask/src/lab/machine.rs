@@ -38,7 +38,7 @@ pub(crate) struct Machine<'a> {
     pub console: PathBuf,
     /// Who sees what runs in it.
     pub screen: Screen,
-    /// When to give up; a terminal has no limit.
+    /// When to give up: after the start, or where lines are handed on, after each of them. A terminal has no limit.
     pub limit: Duration,
 }
 
@@ -113,21 +113,21 @@ fn cpu() -> String {
     format!("{model},+svm,+npt")
 }
 
-/// Waits for the program to end, and ends it at the limit.
+/// Waits for the program to end, and ends it at the limit: that of all its time, or where lines are handed on, of the time without any.
 pub(crate) fn wait(
     mut command: Command,
     limit: Duration,
     lines: Option<&mut dyn FnMut(&str)>,
 ) -> Result<ExitStatus> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let end = Instant::now() + limit;
     if lines.is_some() {
         command.stdout(Stdio::piped());
     }
     let mut child = command.spawn().context(&program)?;
-    if let Some(line) = lines {
-        follow(&mut child, end, line);
-    }
+    let end = match lines {
+        Some(line) => follow(&mut child, limit, line),
+        None => Instant::now() + limit,
+    };
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -144,10 +144,11 @@ pub(crate) fn wait(
     }
 }
 
-/// Hands on the program's lines until it closes its output or `end` comes.
-fn follow(child: &mut Child, end: Instant, line: &mut dyn FnMut(&str)) {
+/// Hands on the program's lines until it closes its output, or says nothing for that long; tells how long it may go on.
+fn follow(child: &mut Child, limit: Duration, line: &mut dyn FnMut(&str)) -> Instant {
+    let mut end = Instant::now() + limit;
     let Some(output) = child.stdout.take() else {
-        return;
+        return end;
     };
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -163,7 +164,9 @@ fn follow(child: &mut Child, end: Instant, line: &mut dyn FnMut(&str)) {
     });
     while let Ok(text) = receiver.recv_timeout(end.saturating_duration_since(Instant::now())) {
         line(&text);
+        end = Instant::now() + limit;
     }
+    end
 }
 
 /// A folder that is empty now.
@@ -177,4 +180,19 @@ pub(crate) fn empty_folder(folder: &Path) -> Result<()> {
 /// Where a run of the lab keeps its files.
 pub(crate) fn folder() -> PathBuf {
     cmd::target().join("lab")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_may_go_on_for_as_long_as_it_says_something() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "for n in 1 2 3 4 5 6; do echo $n; sleep 0.2; done; exec sleep 100"]);
+        let mut said = 0;
+        let ended = wait(command, Duration::from_millis(900), Some(&mut |_| said += 1));
+        assert!(ended.is_err());
+        assert_eq!(said, 6);
+    }
 }
