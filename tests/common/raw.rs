@@ -19,6 +19,7 @@ pub(crate) const MEMORY: u64 = 16 << 20;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
 
 /// A piece of a chain: address, length, and who writes it.
 #[derive(Clone, Copy, Debug)]
@@ -206,6 +207,13 @@ impl RawDriver {
         ring.available = ring.available.wrapping_add(1);
         self.view.write(base + 0x1002, &ring.available.to_le_bytes()).unwrap();
         head
+    }
+
+    /// The same for a chain whose descriptors are a table of so many bytes.
+    pub(crate) fn offer_indirect(&mut self, queue: u16, table: u64, len: u32) {
+        let head = self.offer(queue, &[Piece::Driver(table, len)]);
+        let flags = RINGS + u64::from(queue) * 0x4000 + u64::from(head) * 16 + 12;
+        self.view.write(flags, &INDIRECT.to_le_bytes()).unwrap();
     }
 
     /// Rings the doorbell and lets the device work.

@@ -17,7 +17,6 @@ mod servers;
 mod table;
 
 use std::env;
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -143,10 +142,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if plan.families.contains(&Family::Iovirt) {
         Cmd::cargo().args(["build", "--release", "--example", DAEMON]).show()?;
     }
+    come_first()?;
     let folder = files::folder()?;
     let place = Place {
         server_cpu: options.server_cpu,
-        prefix: prefix(&[options.server_cpu])?,
+        prefix: prefix(&[options.server_cpu]),
         daemon: cmd::target().join("release/examples").join(DAEMON),
         folder: folder.clone(),
     };
@@ -220,15 +220,18 @@ fn plan(options: &Options) -> Result<Plan> {
     })
 }
 
-/// What command lines begin with: servers run on these processors. As root, they and we come before other processes.
-fn prefix(processors: &[usize]) -> Result<Vec<String>> {
-    let root = fs::metadata("/proc/self").is_ok_and(|data| std::os::unix::fs::MetadataExt::uid(&data) == 0);
-    if root {
-        // Of this thread; servers and other threads take after it.
+/// As root, servers and we come before other processes: they take after this thread.
+fn come_first() -> Result<()> {
+    if setup::is_root() {
         Cmd::new("renice").args(["-n", NICE, "-p", &std::process::id().to_string()]).quiet()?;
     }
+    Ok(())
+}
+
+/// What command lines begin with: servers run on these processors.
+fn prefix(processors: &[usize]) -> Vec<String> {
     let list: Vec<String> = processors.iter().map(ToString::to_string).collect();
-    Ok(["taskset", "-c", &list.join(",")].map(str::to_owned).to_vec())
+    ["taskset", "-c", &list.join(",")].map(str::to_owned).to_vec()
 }
 
 fn measure(plan: &Plan, place: &Place, files: &Files, results: &mut Results) -> Result<()> {

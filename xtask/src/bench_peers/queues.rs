@@ -86,7 +86,7 @@ fn one(
     let (count, _) = layout;
     let place = Place {
         server_cpu: place.server_cpu,
-        prefix: prefix(processors)?,
+        prefix: prefix(processors),
         daemon: place.daemon.clone(),
         folder: place.folder.clone(),
     };

@@ -25,6 +25,30 @@ pub(crate) enum Screen {
     Terminal,
 }
 
+/// When a program is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// So long after its start.
+    Total(Duration),
+    /// So long after the last line that it said.
+    Silence(Duration),
+}
+
+impl Limit {
+    fn seconds(self) -> u64 {
+        let (Self::Total(time) | Self::Silence(time)) = self;
+        time.as_secs()
+    }
+
+    /// The end, where something was heard just now.
+    fn end(self, start: Instant) -> Instant {
+        match self {
+            Self::Total(time) => start + time,
+            Self::Silence(time) => Instant::now() + time,
+        }
+    }
+}
+
 /// The lab machine: a host with KVM, emulated.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
@@ -38,8 +62,8 @@ pub(crate) struct Machine<'a> {
     pub console: PathBuf,
     /// Who sees what runs in it.
     pub screen: Screen,
-    /// When to give up: after the start, or where lines are handed on, after each of them. A terminal has no limit.
-    pub limit: Duration,
+    /// When to give up; a terminal has no limit.
+    pub limit: Limit,
 }
 
 impl Machine<'_> {
@@ -113,10 +137,10 @@ fn cpu() -> String {
     format!("{model},+svm,+npt")
 }
 
-/// Waits for the program to end, and ends it at the limit: that of all its time, or where lines are handed on, of the time without any.
+/// Waits for the program to end, and ends it at the limit.
 pub(crate) fn wait(
     mut command: Command,
-    limit: Duration,
+    limit: Limit,
     lines: Option<&mut dyn FnMut(&str)>,
 ) -> Result<ExitStatus> {
     let program = command.get_program().to_string_lossy().into_owned();
@@ -126,7 +150,7 @@ pub(crate) fn wait(
     let mut child = command.spawn().context(&program)?;
     let end = match lines {
         Some(line) => follow(&mut child, limit, line),
-        None => Instant::now() + limit,
+        None => limit.end(Instant::now()),
     };
     loop {
         if let Some(status) = child.try_wait()? {
@@ -137,16 +161,17 @@ pub(crate) fn wait(
             child.wait()?;
             return Err(Error::new(format!(
                 "{program} was ended after its time limit of {} s",
-                limit.as_secs()
+                limit.seconds()
             )));
         }
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Hands on the program's lines until it closes its output, or says nothing for that long; tells how long it may go on.
-fn follow(child: &mut Child, limit: Duration, line: &mut dyn FnMut(&str)) -> Instant {
-    let mut end = Instant::now() + limit;
+/// Hands on the program's lines until it closes its output or the limit comes; tells how long it may go on.
+fn follow(child: &mut Child, limit: Limit, line: &mut dyn FnMut(&str)) -> Instant {
+    let start = Instant::now();
+    let mut end = limit.end(start);
     let Some(output) = child.stdout.take() else {
         return end;
     };
@@ -164,7 +189,7 @@ fn follow(child: &mut Child, limit: Duration, line: &mut dyn FnMut(&str)) -> Ins
     });
     while let Ok(text) = receiver.recv_timeout(end.saturating_duration_since(Instant::now())) {
         line(&text);
-        end = Instant::now() + limit;
+        end = limit.end(start);
     }
     end
 }
@@ -186,13 +211,19 @@ pub(crate) fn folder() -> PathBuf {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_program_may_go_on_for_as_long_as_it_says_something() {
+    /// Lines of a program that says one at a time, then none, and is given up.
+    fn lines(limit: Limit) -> u32 {
         let mut command = Command::new("sh");
-        command.args(["-c", "for n in 1 2 3 4 5 6; do echo $n; sleep 0.2; done; exec sleep 100"]);
+        command.args(["-c", "for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 0.2; done; exec sleep 100"]);
         let mut said = 0;
-        let ended = wait(command, Duration::from_millis(900), Some(&mut |_| said += 1));
-        assert!(ended.is_err());
-        assert_eq!(said, 6);
+        assert!(wait(command, limit, Some(&mut |_| said += 1)).is_err());
+        said
+    }
+
+    #[test]
+    fn a_program_is_given_up_after_its_silence_or_after_all_its_time() {
+        let limit = Duration::from_secs(1);
+        assert_eq!(lines(Limit::Silence(limit)), 8);
+        assert!(lines(Limit::Total(limit)) < 8);
     }
 }

@@ -12,7 +12,7 @@ use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result, write};
 use crate::lab::cases::{Boots, Case, Outcome, Run};
 use crate::lab::kernel::{Kernel, Series};
-use crate::lab::machine::{empty_folder, folder, wait};
+use crate::lab::machine::{Limit, empty_folder, folder, wait};
 use crate::lab::parts::Parts;
 use crate::lab::{Options, Verdict};
 
@@ -78,7 +78,7 @@ fn one(case: &Case, kernel: &Kernel, ramdisk: &Path, outcome: &Outcome, console:
         .folder(&outcome.after)
         .into_inner();
     command.stdin(File::open("/dev/null")?);
-    let limit = Duration::from_secs(u64::from(case.limit));
+    let limit = Limit::Total(Duration::from_secs(u64::from(case.limit)));
     let mut said = Ok(());
     let status = wait(
         command,

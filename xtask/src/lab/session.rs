@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Context, Error, Result, read, write};
 use crate::lab::cases::{Boots, Case, Outcome, Run};
 use crate::lab::filesystem;
-use crate::lab::machine::{Machine, Screen};
+use crate::lab::machine::{Limit, Machine, Screen};
 use crate::lab::work::Work;
 use crate::lab::{Options, Verdict};
 
@@ -110,7 +110,7 @@ fn run_batch(runs: &[Run], options: &Options) -> Result<Ended> {
         work: &disk,
         console: work.run.join("console.log"),
         screen: Screen::Lines,
-        limit: START + Duration::from_secs(u64::from(longest)),
+        limit: Limit::Silence(START + Duration::from_secs(u64::from(longest))),
     };
     println!(
         "lab: Debian's kernel {} as host, {} in guests; {} at once; prepared in {:.1} s",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::error::{Context, Error, Result, read, write};
 use crate::lab::cases::ALL;
 use crate::lab::filesystem;
-use crate::lab::machine::{Machine, Screen};
+use crate::lab::machine::{Limit, Machine, Screen};
 use crate::lab::work::{Work, quoted};
 use crate::lab::{Options, runs};
 
@@ -35,7 +35,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         work: &disk,
         console: work.run.join("console.log"),
         screen: if terminal { Screen::Terminal } else { Screen::Output },
-        limit: Duration::from_secs(options.limit),
+        limit: Limit::Total(Duration::from_secs(options.limit)),
     };
     machine.run(&mut |_| {})?;
     let results = work.run.join("after");

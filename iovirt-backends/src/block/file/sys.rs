@@ -102,7 +102,8 @@ pub(super) fn read(fd: BorrowedFd<'_>, sg: &SgList, window: Window, offset: u64)
     let iovecs = IoVec::as_libc(pieces(sg, window, &mut cut));
     let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
     if let [piece] = iovecs {
-        // SAFETY: as below.
+        // SAFETY: the list keeps the piece mapped for the length of the call, and the device may write it as the list is not
+        // read-only. No reference to that memory exists.
         return check_count(unsafe { libc::pread(fd, piece.iov_base, piece.iov_len, offset) });
     }
     let count = iovecs.len() as libc::c_int;
@@ -123,7 +124,7 @@ pub(super) fn write(
     let iovecs = IoVec::as_libc(pieces(sg, window, &mut cut));
     let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
     if let ([piece], 0) = (iovecs, flags) {
-        // SAFETY: as below.
+        // SAFETY: the list keeps the piece mapped for the length of the call; the kernel only reads it.
         return check_count(unsafe { libc::pwrite(fd, piece.iov_base, piece.iov_len, offset) });
     }
     let count = iovecs.len() as libc::c_int;
