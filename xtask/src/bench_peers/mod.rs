@@ -336,6 +336,7 @@ fn publish(root: &Path, section: &str, picture: &str) -> Result<()> {
 mod tests {
     use super::*;
     use clap::Parser;
+    use std::fs;
 
     #[derive(Debug, Parser)]
     struct Line {
