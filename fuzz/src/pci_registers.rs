@@ -91,7 +91,8 @@ fn set_queue(driver: &RawDriver, function: &dyn PciFunction, input: &mut Input<'
     let _ = function.write(0, 0x1c, &[1, 0]);
 }
 
-/// A life as it should be; one with a queue reset and bus master taken away; one with vectors.
+/// A life as it should be; one with a queue reset and bus master taken away; one with vectors; one whose ring turns out to be of no use
+/// while it is reset, which the driver is told by a message.
 pub fn seeds() -> Vec<Vec<u8>> {
     let features = [&[0, 8, 2, 0, 0, 0, 0][..], &[0, 12, 2, 0, 0, 0, 0x30], &[0, 8, 2, 1, 0, 0, 0]].concat();
     let up =
@@ -103,10 +104,17 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let offer = [desc, status, vec![6, 2, 1, 0, 0, 0], vec![4, 0]].concat();
     let vector =
         [&[1, 1, 0x10, 0, 8][..], &0xfee0_0000_u64.to_le_bytes(), &[1, 1, 0x1c, 0, 4, 0, 0, 0, 0]].concat();
+    let large = [
+        &[10, 1, 10, 3][..],
+        &features,
+        &[0, 12, 2, 1, 1, 0, 0, 10, 11, 7, 0, 7, 1, 10, 15, 0, 0x10, 1, 0, 0],
+    ]
+    .concat();
     vec![
         [&up[..], &offer, &[3, 3]].concat(),
         [&up[..], &offer, &[0, 0x3a, 1, 1, 0, 3, 8, 4, 2, 2, 0, 3, 8, 4, 2, 6, 0, 3]].concat(),
         [&vector[..], &[8, 0x42, 2, 0, 0x80], &up, &offer, &[3, 9, 0, 3, 9, 3, 9, 1, 3, 9, 2]].concat(),
         vec![2, 0, 0, 0x20, 4, 2, 1, 0, 0x10, 8, 9, 0, 3],
+        large,
     ]
 }

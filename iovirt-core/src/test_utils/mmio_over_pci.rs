@@ -10,7 +10,7 @@ use crate::pipeline::Stages;
 use crate::state::StateError;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The configuration space of a function: how it is read and written.
 pub trait PciConfigAccess: Send + Sync {
@@ -130,6 +130,8 @@ pub struct MmioOverPci {
     max_sizes: Vec<u32>,
     /// What was read of the interrupt status, which reading clears.
     pending: AtomicU32,
+    /// The driver has asked for a reset and has not seen yet that it is over.
+    resetting: AtomicBool,
 }
 
 impl MmioOverPci {
@@ -154,6 +156,7 @@ impl MmioOverPci {
             device_id: u32::from(u16::from_le_bytes(device)) - 0x1040,
             max_sizes: Vec::new(),
             pending: AtomicU32::new(0),
+            resetting: AtomicBool::new(false),
         };
         this.enable();
         let queues = this.get(pci::NUM_QUEUES, 2);
@@ -224,7 +227,7 @@ impl MmioOverPci {
             }
             mmio::QUEUE_READY => self.get(pci::QUEUE_ENABLE, 2),
             mmio::INTERRUPT_STATUS => self.interrupt_status(),
-            mmio::STATUS => self.get(pci::STATUS, 1),
+            mmio::STATUS => self.status(),
             mmio::SHM..mmio::SHM_END => u32::MAX,
             mmio::CONFIG_GENERATION => self.get(pci::CONFIG_GENERATION, 1),
             _ => 0,
@@ -271,12 +274,26 @@ impl MmioOverPci {
         }
         let access = self.put(pci::STATUS, value & 0xff, 1);
         if value == 0 {
-            self.interrupt_status();
-            self.pending.store(0, Ordering::SeqCst);
+            self.resetting.store(true, Ordering::SeqCst);
+            self.forget_interrupts();
         } else {
             let _ = self.put(pci::CONFIG_VECTOR, 0, 2);
         }
         access
+    }
+
+    /// A function may send messages until its reset is over, which the driver learns here.
+    fn status(&self) -> u32 {
+        let status = self.get(pci::STATUS, 1);
+        if status == 0 && self.resetting.swap(false, Ordering::SeqCst) {
+            self.forget_interrupts();
+        }
+        status
+    }
+
+    fn forget_interrupts(&self) {
+        self.interrupt_status();
+        self.pending.store(0, Ordering::SeqCst);
     }
 
     /// Rings the doorbell of a queue at its own place, as a driver does that has read where that is.
