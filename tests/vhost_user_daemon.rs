@@ -2,10 +2,15 @@
 //!
 //! What passes over a socket is the matter of other tests; here it passes to show that the sandbox keeps nothing from it that it needs.
 
+#[path = "vhost_user/cut.rs"]
+mod cut;
 #[path = "vhost_user_daemon/process.rs"]
 mod process;
 #[path = "vhost_user_daemon/prometheus.rs"]
 mod prometheus;
+#[path = "vhost_user/raw.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod raw;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,13 +19,18 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use iovirt_core::test_utils::skipped;
+use cut::{Cutter, Shared};
+use iovirt_core::test_utils::{rounds_or, skipped};
 use process::{Daemon, program, run, tell};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vhost_user_driver::blk::{BlkRequest, Operation};
 use vhost_user_driver::{BlkDriver, Options, exercise};
+
+/// How long anything may take that must happen.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A folder, and paths in it as text.
 struct Folder(TempDir);
@@ -298,6 +308,116 @@ fn data_passes_under_the_sandbox() {
         assert!(report.contains("2 connection(s)"), "{report}");
         assert!(!folder.path("s").exists());
     }
+}
+
+/// Ten thousand front-ends that come, set up what they get to, and are gone in the middle of it.
+#[test]
+fn front_ends_without_number_leave_nothing_behind() {
+    const WARM_UP: u64 = 500;
+    const MAY_GROW: u64 = 2 << 20;
+    let folder = Folder::new();
+    let socket = folder.path("s");
+    let image = folder.image("disk.img");
+    let pipeline = format!("virtio-blk,queues=2 -> stats -> file,path={image}");
+    let daemon = Daemon::start(&["--socket", &folder.at("s"), "--device", &pipeline, "--poll-us", "20"]);
+    let options = Options { queues: 2, queue_size: 16, slots: 1, buffer: 4096, ..Options::blk() };
+    let rounds = rounds_or(10_000);
+    let mut before = None;
+    for round in 0..rounds {
+        match round % 4 {
+            // Not a word.
+            0 => drop(UnixStream::connect(&socket).expect("it listens")),
+            // Memory, log and record, rings that are asked for nothing.
+            1 => drop(Cutter::connect(&socket)),
+            // A request that is returned, and one that is in flight.
+            remainder => {
+                let mut driver = BlkDriver::connect(&socket, &options).expect("a disk");
+                for queue in &mut driver.queues {
+                    queue.submit(0, BlkRequest { operation: Operation::Write, sector: 8, len: 4096 });
+                    queue.publish().expect("a doorbell");
+                }
+                if remainder == 2 {
+                    assert_eq!(driver.queues[0].next(PATIENCE).expect("a completion").status, 0);
+                }
+            }
+        }
+        if round == WARM_UP {
+            before = Some(Held::of(&daemon, &socket));
+        }
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id())).expect("a process");
+    let limit =
+        limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit of descriptors");
+    let [soft, hard] = [3, 4].map(|column| limit.split_whitespace().nth(column));
+    assert_eq!(soft, hard, "as many descriptors as it may have");
+    let now = Held::of(&daemon, &socket);
+    let before = before.unwrap_or(now);
+    println!("after {WARM_UP} front-ends {before:?}, after {rounds} {now:?}");
+    assert_eq!(
+        (now.descriptors, now.threads, now.mappings),
+        (before.descriptors, before.threads, before.mappings)
+    );
+    assert!(now.resident < before.resident + MAY_GROW, "{} bytes more", now.resident - before.resident);
+    daemon.signal("TERM");
+    assert_eq!(daemon.end().0.code(), Some(0));
+}
+
+/// What a process has of the host.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    /// Of files.
+    mappings: usize,
+    /// In bytes.
+    resident: u64,
+}
+
+impl Held {
+    /// Of the daemon, once the last front-end is gone: the next one was connected, and has asked for something.
+    fn of(daemon: &Daemon, socket: &Path) -> Self {
+        let raw = raw::Raw::connect(socket);
+        raw.ask(raw::code::GET_FEATURES, &[]);
+        let at = |name: &str| format!("/proc/{}/{name}", daemon.id());
+        let count = |name: &str| fs::read_dir(at(name)).expect("a process").count();
+        let text = |name: &str| fs::read_to_string(at(name)).expect("a process");
+        let resident = text("statm").split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+        Self {
+            descriptors: count("fd"),
+            threads: count("task"),
+            mappings: text("maps").lines().filter(|line| line.contains('/')).count(),
+            resident: resident.expect("a number of pages") * 4096,
+        }
+    }
+}
+
+/// Files that a front-end shortens under the daemon: in its sandbox too that ends the session, and not the process.
+#[test]
+fn a_file_cut_under_the_daemon_does_not_end_it() {
+    let folder = Folder::new();
+    let socket = folder.path("s");
+    let pipeline = "virtio-blk -> memory,size=1M";
+    let daemon = Daemon::start(&["--socket", &folder.at("s"), "--device", pipeline]);
+    for shared in Shared::ALL {
+        let mut cutter = Cutter::connect(&socket);
+        cutter.offer();
+        cutter.cut(shared);
+        cutter.ring_doorbell();
+        assert!(cutter.is_disconnected(), "{shared:?}");
+    }
+    let mut cutter = Cutter::connect(&socket);
+    cutter.offer();
+    cutter.ring_doorbell();
+    let begun = Instant::now();
+    while cutter.used() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "an honest request is not served");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(cutter);
+    daemon.signal("TERM");
+    let (status, _, complaints) = daemon.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(complaints.contains("the front-end shortened a file behind its memory"), "{complaints}");
 }
 
 /// A server of a disk that takes a minute for each write, on that socket; nothing where there is none.

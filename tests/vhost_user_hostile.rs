@@ -5,6 +5,8 @@
 
 #[path = "vhost_user/attacker.rs"]
 mod attacker;
+#[path = "vhost_user/cut.rs"]
+mod cut;
 #[path = "vhost_user/raw.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod raw;
@@ -13,6 +15,7 @@ mod raw;
 mod rig;
 
 use attacker::{Attacker, Odd};
+use cut::{Cutter, Shared};
 use iovirt_core::test_utils::{Rng, rounds_or, seed_or};
 use raw::{NEED_REPLY, Raw, code, longs, memory, words};
 use rig::{DISK, PATIENCE, POLL, Served, small, wait_until, within_limit};
@@ -147,6 +150,33 @@ fn a_front_end_dropped_under_load_leaves_nothing() {
         assert!(most.0 > before.0 && most.1 > before.1, "{before:?} {most:?}");
         wait_until("all is let go of", || held() == before);
         serves(&served);
+    });
+}
+
+/// Files that are shortened while the device uses them: whoever touches what is gone goes on, and the session ends.
+#[test]
+fn a_file_cut_under_the_device_ends_the_session_and_no_more() {
+    let _alone = alone();
+    within_limit("files that are cut", || {
+        for poll in [Duration::ZERO, POLL] {
+            let served = Served::new("virtio-blk,queues=2,queue-size=64 -> memory,size=64M", 2, poll);
+            serves(&served);
+            let before = held();
+            for shared in Shared::ALL {
+                let mut cutter = Cutter::connect(&served.socket());
+                cutter.offer();
+                cutter.ring_doorbell();
+                wait_until("an honest request is served", || cutter.used() == 1);
+                cutter.offer();
+                cutter.cut(shared);
+                cutter.ring_doorbell();
+                assert!(cutter.is_disconnected(), "{shared:?}");
+                drop(cutter);
+                is_free(&served);
+                wait_until("all is let go of", || held() == before);
+                serves(&served);
+            }
+        }
     });
 }
 

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use iovirt::registry::Registry;
+use rustix::process::{Resource, Rlimit};
 
 use crate::common::control_socket::ControlSocket;
 use crate::common::pipeline::Piped;
@@ -37,6 +38,7 @@ struct Sides {
 pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
     // Before there is any other thread, so that none of them takes a signal.
     let signals = EndingSignals::block().map_err(Failure::process("watch for signals"))?;
+    raise_descriptor_limit().map_err(Failure::process("raise its limit of open descriptors"))?;
     let registry = Registry::standard();
     let places = options.places(&registry)?;
     // The sandbox hides what says so.
@@ -67,6 +69,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let serving =
         Serving { devices, stoppers, events, signals, began: Instant::now(), ended: BTreeSet::new() };
     Ok(serving.until_the_end(options))
+}
+
+/// As many descriptors as this process may have: each region of a front-end's memory holds one, and one front-end must not leave
+/// the others without.
+fn raise_descriptor_limit() -> io::Result<()> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    Ok(rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
 }
 
 /// What is still needed once the files are open.

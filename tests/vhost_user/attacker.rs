@@ -72,6 +72,13 @@ impl Odd {
     }
 }
 
+/// A file in memory that can be shortened.
+fn unsealed(len: u64) -> File {
+    let file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
+    file.set_len(len).unwrap();
+    file
+}
+
 /// Fills a pipe, whose writer blocks from then on.
 fn fill(pipe: &std::io::PipeWriter) {
     use std::io::Write;
@@ -91,6 +98,8 @@ pub(crate) struct Attacker<'a> {
     odd: &'a Odd,
     rng: &'a mut Rng,
     memory: OwnedFd,
+    /// The log and the record, where there are some.
+    more: Vec<File>,
     kick: EventFd,
     listens: Listens,
     sent: u64,
@@ -107,9 +116,18 @@ impl<'a> Attacker<'a> {
     pub(crate) fn new(path: &Path, odd: &'a Odd, rng: &'a mut Rng) -> Self {
         let raw = Raw::connect(path);
         raw.stream.set_nonblocking(true).unwrap();
-        let memory = memory(LEN);
+        let memory = OwnedFd::from(unsealed(LEN));
         let listens = if rng.one_in(8) { Listens::Never } else { Listens::Always };
-        Self { raw, odd, rng, memory, kick: EventFd::new(EFD_NONBLOCK).unwrap(), listens, sent: 0 }
+        Self {
+            raw,
+            odd,
+            rng,
+            memory,
+            more: Vec::new(),
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            listens,
+            sent: 0,
+        }
     }
 
     /// Attacks until it has enough or is thrown out; gives how many messages that took.
@@ -118,9 +136,10 @@ impl<'a> Attacker<'a> {
             self.begin_well();
         }
         for _ in 0..self.rng.between(1, 60) {
-            let sent = match self.rng.below(12) {
+            let sent = match self.rng.below(13) {
                 0 => self.bytes(),
                 1 => self.requests(),
+                2 => self.resize(),
                 _ => self.message(),
             };
             if !sent {
@@ -160,12 +179,12 @@ impl<'a> Attacker<'a> {
         let table = [words(&[1, 0]), longs(&[GUEST, LEN, USER, 0])].concat();
         self.send(code::SET_MEM_TABLE, &table, &[memory.as_fd()]);
         if self.rng.one_in(3) {
-            let log = super::raw::memory(4096);
+            let log = unsealed(4096);
             self.send(code::SET_LOG_BASE, &longs(&[4096, 0]), &[log.as_fd()]);
+            self.more.push(log);
         }
         if self.rng.one_in(3) {
-            let region = super::raw::memory(65536);
-            let file = File::from(region.try_clone().unwrap());
+            let file = unsealed(65536);
             if self.rng.one_in(2) {
                 let mut garbage = [0; 8192];
                 self.rng.fill(&mut garbage);
@@ -173,7 +192,8 @@ impl<'a> Attacker<'a> {
                 file.write_all_at(&[1, 0, 64, 0], 8).unwrap();
             }
             let spec = [longs(&[65536, 0]), vec![2, 0, 64, 0]].concat();
-            self.send(code::SET_INFLIGHT_FD, &spec, &[region.as_fd()]);
+            self.send(code::SET_INFLIGHT_FD, &spec, &[file.as_fd()]);
+            self.more.push(file);
         }
         let kick = duplicate(&self.kick);
         for (index, ring) in (0u32..).zip(RINGS) {
@@ -214,6 +234,17 @@ impl<'a> Attacker<'a> {
             let index = self.rng.below(64) as u16;
             file.write_all_at(&index.to_le_bytes(), ring + AVAIL + 2).unwrap();
         }
+        self.kick.write(1).is_ok()
+    }
+
+    /// Shortens a file that is shared, or brings it back to its length.
+    fn resize(&mut self) -> bool {
+        let memory = File::from(self.memory.try_clone().unwrap());
+        let files: Vec<(&File, u64)> =
+            [(&memory, LEN)].into_iter().chain(self.more.iter().map(|file| (file, 65536))).collect();
+        let (file, len) = files[self.rng.index(files.len())];
+        let len = if self.rng.one_in(3) { len } else { self.rng.below(len / 4096) * 4096 };
+        file.set_len(len).unwrap();
         self.kick.write(1).is_ok()
     }
 

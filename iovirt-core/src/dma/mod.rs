@@ -9,6 +9,7 @@
 //! | [`SgList`] | the scatter-gather list of one request; owns what its segments point to | one request |
 //! | [`SgPool`] | where lists rest between requests | one queue |
 //! | [`Translate`] | an IOMMU as a device sees it | the space it was given to |
+//! | [`ShrinkWatch`] | hears that a file behind regions was shortened | whoever took the file from another process |
 //! | [`PinTable`], [`InvalidateTicket`] | what requests hold of a translation, and the wait for them | one queue; whoever unmaps |
 //!
 //! # How memory stays valid
@@ -52,6 +53,7 @@ mod pool;
 mod raw;
 mod region;
 mod sglist;
+mod shrink;
 mod space;
 mod store;
 mod translate;
@@ -74,6 +76,7 @@ pub use pool::SgPool;
 pub use raw::IoVec;
 pub use region::{Protection, Region, shared_memory};
 pub use sglist::{Segment, SgLimits, SgList};
+pub use shrink::ShrinkWatch;
 pub use space::DmaSpace;
 pub use translate::{DmaFault, FaultReason, PageTable, Translate, Translation};
 pub use view::DmaView;

@@ -7,7 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::{Access, DirtyLog, IoVec, MapError};
+use super::shrink::{Extent, Watched};
+use super::{Access, DirtyLog, IoVec, MapError, ShrinkWatch};
 
 /// What a device may do to a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +59,7 @@ impl Region {
     pub fn anonymous(base: u64, len: u64) -> Result<Self, MapError> {
         check_extent(base, len)?;
         let mapping = Mapping::anonymous(len as usize)?;
-        let host = mapping.0;
+        let host = mapping.memory;
         Ok(Self { base, host, protection: Protection::ReadWrite, owner: Arc::new(mapping), log: None })
     }
 
@@ -66,14 +67,32 @@ impl Region {
     /// `offset` is that of the region's first byte in the file.
     ///
     /// Whoever may shorten the file can end this process: an access beyond its new end is a bus error. So the file must be
-    /// sealed against that, or its owner trusted with it.
+    /// sealed against that, or its owner trusted with it. [`ShrinkWatch::region`] needs neither.
     ///
     /// # Errors
     ///
     /// [`MapError`] as in [`Region::from_raw`], if the file ends before the region does, or if the host refuses to map it.
     pub fn from_file(base: u64, len: u64, file: BorrowedFd<'_>, offset: u64) -> Result<Self, MapError> {
         check_extent(base, len)?;
-        let (mapping, host) = Mapping::shared(base, len, file, offset)?;
+        let (mapping, host, _) = Mapping::shared(base, len, file, offset)?;
+        Ok(Self { base, host, protection: Protection::ReadWrite, owner: Arc::new(mapping), log: None })
+    }
+
+    /// The same for a file that may be shortened.
+    pub(super) fn watched(
+        base: u64,
+        len: u64,
+        (file, offset): (BorrowedFd<'_>, u64),
+        watch: &ShrinkWatch,
+    ) -> Result<Self, MapError> {
+        check_extent(base, len)?;
+        let (mut mapping, host, extent) = Mapping::shared(base, len, file, offset)?;
+        // The length of a device is not told, and does not change.
+        if let Some(extent) = extent {
+            let refused =
+                |error: std::io::Error| MapError::Host { len, errno: error.raw_os_error().unwrap_or(0) };
+            mapping.watched = Some(Watched::new(extent, file, watch).map_err(refused)?);
+        }
         Ok(Self { base, host, protection: Protection::ReadWrite, owner: Arc::new(mapping), log: None })
     }
 
@@ -188,18 +207,44 @@ pub fn shared_memory(len: u64) -> std::io::Result<File> {
     Ok(file)
 }
 
+/// The host's page size in bytes.
+fn host_page() -> u64 {
+    // SAFETY: a call with integers only.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
+}
+
+/// Whether a file has huge pages, so that its mappings can be taken apart only between those.
+fn is_huge(file: BorrowedFd<'_>) -> bool {
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the kernel writes a whole structure where it says that it succeeded.
+    unsafe {
+        libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) == 0
+            && stat.assume_init().f_type == libc::HUGETLBFS_MAGIC
+    }
+}
+
 /// Memory that is ours to unmap.
 #[derive(Debug)]
-struct Mapping(IoVec);
+struct Mapping {
+    memory: IoVec,
+    watched: Option<Watched>,
+}
 
 impl Mapping {
     fn anonymous(len: usize) -> Result<Self, MapError> {
         Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
     }
 
-    /// Maps that part of a file, and says where it begins: the kernel maps whole pages, which are huge ones on hugetlbfs.
-    fn shared(base: u64, len: u64, file: BorrowedFd<'_>, offset: u64) -> Result<(Self, IoVec), MapError> {
-        const PAGE: u64 = 4096;
+    /// Maps that part of a file, and says where it begins: the kernel maps whole pages, which are huge ones on hugetlbfs. Where it is a
+    /// file, and no device, also what the mapping covers.
+    fn shared(
+        base: u64,
+        len: u64,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<(Self, IoVec, Option<Extent>), MapError> {
+        let smallest = host_page();
         let beyond = |file_len| MapError::BeyondFile { base, file_len };
         let metadata =
             file.try_clone_to_owned().and_then(|file| File::from(file).metadata()).map_err(|_| beyond(0))?;
@@ -211,13 +256,16 @@ impl Mapping {
         }
         let page = Some(metadata.blksize())
             .filter(|size| size.is_power_of_two())
-            .map_or(PAGE, |size| size.max(PAGE));
+            .map_or(smallest, |size| size.max(smallest));
         let start = offset & !(page - 1);
         let total = end.checked_next_multiple_of(page).ok_or(MapError::Overflow { base, len })? - start;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         let mapping = Self::map(total as usize, flags, file.as_raw_fd(), start)?;
-        let host = mapping.0.slice((offset - start) as usize, len as usize);
-        Ok((mapping, host))
+        let host = mapping.memory.slice((offset - start) as usize, len as usize);
+        let address = mapping.memory.as_ptr() as usize;
+        let page = if is_huge(file) { page } else { smallest } as usize;
+        let extent = Extent { start: address, len: total as usize, page, offset: start };
+        Ok((mapping, host, kind.is_file().then_some(extent)))
     }
 
     fn map(len: usize, flags: libc::c_int, fd: libc::c_int, offset: u64) -> Result<Self, MapError> {
@@ -233,13 +281,15 @@ impl Mapping {
             return Err(refused());
         }
         let base = NonNull::new(base.cast()).ok_or_else(refused)?;
-        Ok(Self(IoVec::new(base, len)))
+        Ok(Self { memory: IoVec::new(base, len), watched: None })
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // Before something else may be mapped there.
+        self.watched = None;
         // SAFETY: the mapping is ours, and whoever held a pointer into it held its region, thus this owner.
-        unsafe { libc::munmap(self.0.as_ptr().cast(), self.0.len()) };
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.memory.len()) };
     }
 }

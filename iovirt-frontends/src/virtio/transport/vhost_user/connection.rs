@@ -33,6 +33,9 @@ pub enum ConnectionError {
     /// It does not read its answers.
     #[error("the front-end does not read its answers")]
     NoReader,
+    /// It shortened a file behind memory that it shares.
+    #[error("the front-end shortened a file behind its memory")]
+    MemoryShrunk,
     /// The server was stopped in the middle of a message.
     #[error("the server was stopped")]
     Stopped,
@@ -94,6 +97,7 @@ impl Connection {
         while done < bytes.len() {
             match waiter.wait(Some(deadline.saturating_duration_since(Instant::now())))? {
                 Ready::Stop => return Err(ConnectionError::Stopped),
+                Ready::Shrunk => return Err(ConnectionError::MemoryShrunk),
                 Ready::Nothing => return Err(ConnectionError::CutOff(done)),
                 Ready::Socket | Ready::Hangup => {}
             }

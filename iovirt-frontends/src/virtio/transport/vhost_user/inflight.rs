@@ -1,7 +1,7 @@
 //! The shared memory in which the queues of a device say which chains they hold.
 
 use crate::virtio::inflight::{InflightError, InflightQueue, region_len};
-use iovirt_core::dma::{DmaSpace, MapError, Region, shared_memory};
+use iovirt_core::dma::{DmaSpace, MapError, ShrinkWatch, shared_memory};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -63,8 +63,8 @@ pub(super) struct InflightMemory {
 }
 
 impl InflightMemory {
-    pub(super) fn map(spec: InflightSpec, file: &OwnedFd) -> Result<Self, MapError> {
-        let region = Region::from_file(0, spec.mmap_size, file.as_fd(), spec.mmap_offset)?;
+    pub(super) fn map(spec: InflightSpec, file: &OwnedFd, watch: &ShrinkWatch) -> Result<Self, MapError> {
+        let region = watch.region(0, spec.mmap_size, file.as_fd(), spec.mmap_offset)?;
         Ok(Self { memory: DmaSpace::from_regions(vec![region])?, spec })
     }
 

@@ -1,7 +1,7 @@
 //! The front-end's memory: a table of regions, by guest physical address and by address in the front-end.
 
 use super::log::{RegionLog, SharedLog};
-use iovirt_core::dma::{MapError, MemoryMap, Region};
+use iovirt_core::dma::{MapError, MemoryMap, Region, ShrinkWatch};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use thiserror::Error;
@@ -31,12 +31,19 @@ struct Entry {
 }
 
 /// The regions of a front-end.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct MemoryTable {
     entries: Vec<Entry>,
+    /// Of their files.
+    watch: ShrinkWatch,
 }
 
 impl MemoryTable {
+    /// No region.
+    pub(super) fn new(watch: ShrinkWatch) -> Self {
+        Self { entries: Vec::new(), watch }
+    }
+
     /// Adds a region, which the file holds.
     pub(super) fn add(&mut self, spec: &VhostUserMemoryRegion, file: &OwnedFd) -> Result<(), MemoryError> {
         let &VhostUserMemoryRegion { guest_phys_addr: base, memory_size: len, user_addr: user, mmap_offset } =
@@ -48,7 +55,7 @@ impl MemoryTable {
         if let Some(other) = self.entries.iter().find(|other| user < other.user_end() && other.user < end) {
             return Err(MemoryError::UserOverlap(other.user.max(user)));
         }
-        let region = Region::from_file(base, len, file.as_fd(), mmap_offset)?;
+        let region = self.watch.region(base, len, file.as_fd(), mmap_offset)?;
         self.entries.push(Entry { user, region });
         Ok(())
     }

@@ -35,10 +35,11 @@
 //!
 //! # Trust
 //!
-//! Every byte that comes over the socket or lies in the front-end's memory is checked. One thing is trusted: a front-end that
-//! shortens the file behind its memory ends this process by a bus error, as for every vhost-user back-end. And one that makes its
-//! eventfds blocking after it gave them away, and fills them, holds the worker up that writes them: the mode is common to all who
-//! have the descriptor. Give each front-end that you do not trust a process of its own.
+//! Every byte that comes over the socket or lies in the front-end's memory is checked. A front-end that shortens a file behind its
+//! memory is disconnected as soon as somebody touches what is gone; the first session installs a handler for bus errors for that
+//! (see [`ShrinkWatch`](iovirt_core::dma::ShrinkWatch)). One thing is trusted: a front-end that makes its eventfds blocking after it gave
+//! them away, and fills them, holds the worker up that writes them, for the mode is common to all who have the descriptor. Give each
+//! front-end that you do not trust a process of its own.
 
 mod connection;
 mod device;

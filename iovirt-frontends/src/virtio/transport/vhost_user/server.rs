@@ -2,6 +2,7 @@
 
 use super::device::VhostUserDevice;
 use super::session::SessionEnd;
+use iovirt_core::dma::ShrinkWatch;
 use iovirt_core::log::LogLimiter;
 use std::fs::Permissions;
 use std::io;
@@ -19,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 const STOP: u64 = 0;
 const SOCKET: u64 = 1;
+const SHRUNK: u64 = 2;
 
 /// Stops whoever waits for it, from any thread and for good.
 #[derive(Clone, Debug)]
@@ -56,6 +58,8 @@ pub(super) enum Ready {
     Socket,
     /// The other end is gone, and what it sent last may be there still.
     Hangup,
+    /// Somebody touched memory whose file the front-end has shortened.
+    Shrunk,
     /// Nothing within the time.
     Nothing,
 }
@@ -78,9 +82,15 @@ impl Waiter {
         Ok(Self { epoll })
     }
 
+    /// Waits for that watch too.
+    pub(super) fn watch(&self, watch: &ShrinkWatch) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, SHRUNK);
+        self.epoll.ctl(ControlOperation::Add, watch.as_raw_fd(), event)
+    }
+
     /// Waits at most that long, or for ever.
     pub(super) fn wait(&self, limit: Option<Duration>) -> io::Result<Ready> {
-        let mut events = [EpollEvent::default(); 2];
+        let mut events = [EpollEvent::default(); 3];
         let timeout = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
         let count = loop {
             match self.epoll.wait(timeout, &mut events) {
@@ -89,8 +99,10 @@ impl Waiter {
             }
         };
         let events = &events[..count];
-        if events.iter().any(|event| event.data() == STOP) {
-            return Ok(Ready::Stop);
+        for (data, ready) in [(STOP, Ready::Stop), (SHRUNK, Ready::Shrunk)] {
+            if events.iter().any(|event| event.data() == data) {
+                return Ok(ready);
+            }
         }
         let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
         Ok(match events.first() {
@@ -169,7 +181,7 @@ impl VhostUserServer {
         loop {
             match waiter.wait(None)? {
                 Ready::Stop => return Ok(()),
-                Ready::Nothing => continue,
+                Ready::Nothing | Ready::Shrunk => continue,
                 Ready::Socket | Ready::Hangup => {}
             }
             let stream = match self.listener.accept() {

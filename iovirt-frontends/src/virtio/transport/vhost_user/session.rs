@@ -11,7 +11,7 @@ use super::vring::{Vring, VringAddresses};
 use crate::virtio::lane::{QueuePeer, QueueSnapshot, Start};
 use crate::virtio::queue::QueueConfig;
 use crate::virtio::{feature, status};
-use iovirt_core::dma::{DmaSpace, MemoryMap, Region};
+use iovirt_core::dma::{DmaSpace, MemoryMap, ShrinkWatch};
 use iovirt_core::doorbell::Doorbell;
 use iovirt_core::frontend::{Outcome, Ticket};
 use std::fmt::Display;
@@ -108,6 +108,7 @@ pub(super) struct Session<'a> {
     stopper: &'a Stopper,
     connection: Connection,
     waiter: Waiter,
+    watch: ShrinkWatch,
     protocol: Protocol,
     features: u64,
     status: u8,
@@ -125,6 +126,8 @@ impl<'a> Session<'a> {
     ) -> Result<Self, SessionError> {
         let connection = Connection::new(stream)?;
         let waiter = Waiter::new(stopper, connection.stream())?;
+        let watch = ShrinkWatch::new()?;
+        waiter.watch(&watch)?;
         Ok(Self {
             vrings: device.device.queue_max_sizes().iter().map(|&size| Vring::new(size)).collect(),
             device,
@@ -134,9 +137,10 @@ impl<'a> Session<'a> {
             protocol: Protocol::empty(),
             features: 0,
             status: 0,
-            memory: MemoryTable::default(),
+            memory: MemoryTable::new(watch.clone()),
             log: None,
             inflight: None,
+            watch,
         })
     }
 
@@ -151,6 +155,7 @@ impl<'a> Session<'a> {
         loop {
             match self.waiter.wait(None)? {
                 Ready::Stop => return Ok(SessionEnd::Stopped),
+                Ready::Shrunk => return Err(ConnectionError::MemoryShrunk.into()),
                 // What was sent last is read first.
                 Ready::Socket | Ready::Hangup => {}
                 Ready::Nothing => continue,
@@ -350,7 +355,7 @@ impl<'a> Session<'a> {
             let (told, came, fds) = ({ head.num_regions }, specs.len(), fds.len());
             return Err(refused(format_args!("{told} regions were told, {came} and {fds} descriptors came")));
         }
-        let mut memory = MemoryTable::default();
+        let mut memory = MemoryTable::new(self.watch.clone());
         for (spec, fd) in specs.iter().zip(fds) {
             memory.add(spec, fd).map_err(refused)?;
         }
@@ -389,7 +394,7 @@ impl<'a> Session<'a> {
         self.needs(Protocol::LOG_SHMFD)?;
         let spec: VhostUserLog = parse(payload)?;
         let [fd] = fds else { return Err(refused("a log comes with one descriptor")) };
-        let region = Region::from_file(0, spec.mmap_size, fd.as_fd(), spec.mmap_offset).map_err(refused)?;
+        let region = self.watch.region(0, spec.mmap_size, fd.as_fd(), spec.mmap_offset).map_err(refused)?;
         let memory = DmaSpace::from_regions(vec![region]).map_err(refused)?;
         self.log = Some(Arc::new(SharedLog::new(&memory, spec.mmap_size).map_err(refused)?));
         self.announce_memory()?;
@@ -565,7 +570,7 @@ impl<'a> Session<'a> {
         let [fd] = fds else {
             return Err(refused("the record of chains in flight comes with one descriptor"));
         };
-        self.inflight = Some(InflightMemory::map(spec, fd).map_err(refused)?);
+        self.inflight = Some(InflightMemory::map(spec, fd, &self.watch).map_err(refused)?);
         Ok(Answer::Done)
     }
 
@@ -599,6 +604,7 @@ impl<'a> Session<'a> {
             match self.waiter.wait(Some(Duration::ZERO))? {
                 Ready::Stop => return Err(Failure::Over(SessionEnd::Stopped)),
                 Ready::Hangup => return Err(Failure::Over(SessionEnd::Left)),
+                Ready::Shrunk => return Err(Failure::Broken(ConnectionError::MemoryShrunk.into())),
                 Ready::Socket | Ready::Nothing => {}
             }
         }

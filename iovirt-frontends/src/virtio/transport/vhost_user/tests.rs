@@ -3,7 +3,7 @@
 use super::inflight::InflightSpec;
 use super::memory::{MAX_REGIONS, MemoryError, MemoryTable};
 use super::message::{Direction, FdPresence, HEADER_LEN, Header, MAX_PAYLOAD, encode, number, ring_and_fd};
-use iovirt_core::dma::{MapError, shared_memory};
+use iovirt_core::dma::{MapError, ShrinkWatch, shared_memory};
 use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 
@@ -54,7 +54,7 @@ fn region(guest: u64, len: u64, user: u64) -> VhostUserMemoryRegion {
 #[test]
 fn addresses_of_the_front_end_are_found_to_the_last_byte() {
     let file = OwnedFd::from(shared_memory(0x3000).unwrap());
-    let mut memory = MemoryTable::default();
+    let mut memory = MemoryTable::new(ShrinkWatch::new().unwrap());
     memory.add(&region(0x1000, 0x2000, 0x7000_0000), &file).unwrap();
     memory.add(&region(0x8000, 0x1000, 0x6fff_f000), &file).unwrap();
     assert_eq!(memory.physical(0x7000_0000), Some(0x1000));
@@ -74,7 +74,7 @@ fn addresses_of_the_front_end_are_found_to_the_last_byte() {
 #[test]
 fn regions_that_cannot_be_are_refused() {
     let file = OwnedFd::from(shared_memory(0x3000).unwrap());
-    let mut memory = MemoryTable::default();
+    let mut memory = MemoryTable::new(ShrinkWatch::new().unwrap());
     memory.add(&region(0x1000, 0x1000, 0x5000), &file).unwrap();
     let cases = [
         (region(0x10_0000, 0x1000, 0x5fff), MemoryError::UserOverlap(0x5fff)),
@@ -104,7 +104,7 @@ fn regions_that_cannot_be_are_refused() {
 #[test]
 fn there_is_an_end_of_regions() {
     let file = OwnedFd::from(shared_memory(0x1000).unwrap());
-    let mut memory = MemoryTable::default();
+    let mut memory = MemoryTable::new(ShrinkWatch::new().unwrap());
     let nth = |at: usize| region(at as u64 * 0x1000, 0x1000, at as u64 * 0x1000);
     (0..MAX_REGIONS).for_each(|at| memory.add(&nth(at), &file).unwrap());
     assert_eq!(memory.add(&nth(MAX_REGIONS), &file).unwrap_err(), MemoryError::TooMany);
