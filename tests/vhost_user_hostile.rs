@@ -158,8 +158,19 @@ fn a_front_end_dropped_under_load_leaves_nothing() {
 fn a_file_cut_under_the_device_ends_the_session_and_no_more() {
     let _alone = alone();
     within_limit("files that are cut", || {
-        for poll in [Duration::ZERO, POLL] {
-            let served = Served::new("virtio-blk,queues=2,queue-size=64 -> memory,size=64M", 2, poll);
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let image = folder.path().join("disk.img");
+        std::fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).unwrap();
+        let file = |options: &str| format!("file,path={}{options}", image.display());
+        let below = [
+            "memory,size=64M".to_owned(),
+            file(""),
+            file(",engine=threads"),
+            file(",direct=on"),
+            file(",inline=on"),
+        ];
+        for (below, poll) in below.iter().flat_map(|below| [(below, Duration::ZERO), (below, POLL)]) {
+            let served = Served::new(&format!("virtio-blk,queues=2,queue-size=64 -> {below}"), 2, poll);
             serves(&served);
             let before = held();
             for shared in Shared::ALL {
@@ -170,7 +181,7 @@ fn a_file_cut_under_the_device_ends_the_session_and_no_more() {
                 cutter.offer();
                 cutter.cut(shared);
                 cutter.ring_doorbell();
-                assert!(cutter.is_disconnected(), "{shared:?}");
+                assert!(cutter.is_disconnected(), "{shared:?}, {below}");
                 drop(cutter);
                 is_free(&served);
                 wait_until("all is let go of", || held() == before);

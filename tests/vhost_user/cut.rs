@@ -14,13 +14,16 @@ use super::raw::duplicate;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shared {
     Ring,
-    Buffers,
+    /// A request's header and status.
+    Headers,
+    Data,
     DirtyLog,
     ChainsInFlight,
 }
 
 impl Shared {
-    pub(crate) const ALL: [Self; 4] = [Self::Ring, Self::Buffers, Self::DirtyLog, Self::ChainsInFlight];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Ring, Self::Headers, Self::Data, Self::DirtyLog, Self::ChainsInFlight];
 }
 
 const GUEST: u64 = 0x10_0000;
@@ -32,7 +35,7 @@ const USED: u64 = 0x2000;
 /// It sits on files that are not sealed, and touches them by calls only: a bus error would be its own.
 pub(crate) struct Cutter {
     raw: Raw,
-    files: [File; 4],
+    files: [File; 5],
     kick: EventFd,
     offered: u16,
 }
@@ -42,7 +45,7 @@ impl Cutter {
     pub(crate) fn connect(path: &Path) -> Self {
         let raw = Raw::connect(path);
         raw.negotiate(1 << 32 | 1 << 30 | LOG_ALL);
-        let files = [LEN, LEN, 4096, LEN].map(|len| {
+        let files = [LEN, LEN, LEN, 4096, LEN].map(|len| {
             let file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
             file.set_len(len).unwrap();
             file
@@ -53,11 +56,12 @@ impl Cutter {
     }
 
     fn set_up(&self) {
-        let [ring, buffers, log, record] = &self.files;
+        let [ring, headers, data, log, record] = &self.files;
         let raw = &self.raw;
-        let table =
-            [words(&[2, 0]), longs(&[GUEST, LEN, GUEST, 0]), longs(&[GUEST + LEN, LEN, GUEST + LEN, 0])];
-        assert_eq!(raw.tell_with(code::SET_MEM_TABLE, &table.concat(), &[ring.as_fd(), buffers.as_fd()]), 0);
+        let regions = [0, 1, 2].map(|file| GUEST + file * LEN).map(|base| longs(&[base, LEN, base, 0]));
+        let table = [words(&[3, 0]), regions.concat()].concat();
+        let fds = [ring.as_fd(), headers.as_fd(), data.as_fd()];
+        assert_eq!(raw.tell_with(code::SET_MEM_TABLE, &table, &fds), 0);
         raw.ask_with(code::SET_LOG_BASE, &longs(&[4096, 0]), &[log.as_fd()]);
         let [one, size] = [1_u16, SIZE].map(u16::to_le_bytes);
         let spec = [longs(&[LEN, 0]), one.to_vec(), size.to_vec()].concat();
@@ -73,21 +77,21 @@ impl Cutter {
         &self.files[shared as usize]
     }
 
-    /// Makes a read of the disk available, into the buffers, without the doorbell.
+    /// Makes a read of the disk available, without the doorbell.
     pub(crate) fn offer(&mut self) {
         self.offered += 1;
         let ring = self.file(Shared::Ring);
-        let buffer = |offset: u64| GUEST + LEN + offset;
+        let [header, data] = [1, 2].map(|file| GUEST + file * LEN);
         let descriptor = |address: u64, len: u32, flags: u16, next: u16| {
             [longs(&[address]), words(&[len, u32::from(flags) | u32::from(next) << 16])].concat()
         };
         let table = [
-            descriptor(buffer(0), 16, 1, 1),
-            descriptor(buffer(0x2000), 4096, 3, 2),
-            descriptor(buffer(0x1000), 1, 2, 0),
+            descriptor(header, 16, 1, 1),
+            descriptor(data, 4096, 3, 2),
+            descriptor(header + 0x1000, 1, 2, 0),
         ];
         ring.write_all_at(&table.concat(), 0).unwrap();
-        self.file(Shared::Buffers).write_all_at(&[0; 16], 0).unwrap();
+        self.file(Shared::Headers).write_all_at(&[0; 16], 0).unwrap();
         ring.write_all_at(&self.offered.to_le_bytes(), AVAIL + 2).unwrap();
     }
 

@@ -358,6 +358,21 @@ impl SgList {
 
     // Moving data
 
+    /// Reads a byte of each page. A system call answers memory that is gone by `EFAULT`, and with no signal: after one, this has whoever
+    /// watches the memory hear of it ([`ShrinkWatch`](super::ShrinkWatch)).
+    #[cold]
+    pub fn touch(&self) {
+        const PAGE: usize = 4096;
+        let mut byte = [0];
+        for piece in self.as_iovecs() {
+            let last = piece.len().checked_sub(1);
+            for offset in (0..piece.len()).step_by(PAGE).chain(last) {
+                // SAFETY: the list keeps its pieces mapped and readable, and the offset lies within this one.
+                unsafe { piece.read(offset, &mut byte) };
+            }
+        }
+    }
+
     /// Copies `dst.len()` bytes from `offset` of the list.
     ///
     /// # Errors

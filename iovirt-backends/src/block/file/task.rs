@@ -222,6 +222,9 @@ impl Task {
             Some(request) => (request.op(), request.offset() + self.done),
             None => (BlockOp::Flush, 0),
         };
+        if let Some(request) = request.filter(|_| errno == libc::EFAULT) {
+            request.sg().touch();
+        }
         match self.step {
             Step::Write if refused && self.durable == Durable::WithWrite => {
                 // Where the durable write was not what is wrong, the plain one fails just the same.

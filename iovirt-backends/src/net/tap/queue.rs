@@ -83,7 +83,12 @@ impl TapQueue {
             // The receiving side of this pair has not begun yet, or has ended.
             result = sys::write(pair.file.as_fd(), sg, offload, &mut self.pieces);
         }
-        result.map_err(|error| self.failure(&error))
+        result.map_err(|error| {
+            if error.raw_os_error() == Some(libc::EFAULT) {
+                sg.touch();
+            }
+            self.failure(&error)
+        })
     }
 
     /// Becomes the plane that receives on its pair, frames to which this is left to be done.
