@@ -1,7 +1,7 @@
 //! `cargo xtask bench-peers`: our vhost-user daemon beside QEMU's, and the floor below both.
 //!
-//! One client of ours, a driver over vhost-user, asks every server for the same, in turns: round by round, with a fresh
-//! server process each time, the server on one processor and the client on another. The floor is a device in a thread that
+//! One client of ours, a driver over vhost-user, asks every server for the same, in turns: load by load, and round by round with fresh
+//! server processes, the server on one processor and the client on another. The floor is a device in a thread that
 //! only turns the ring around, or only does `pread` and `pwrite`.
 
 mod bare;
@@ -31,7 +31,7 @@ use crate::setup;
 use client::Span;
 use files::Files;
 use points::{Access, Client, Load, Results, Sample, Target};
-use servers::{Family, Place, Server};
+use servers::{Family, Place, Running, Server};
 
 /// The page with the results, and the picture beside it.
 const PAGE: &str = "docs/performance.md";
@@ -238,9 +238,7 @@ fn measure(plan: &Plan, place: &Place, files: &Files, results: &mut Results) -> 
     for round in 1..=plan.rounds {
         for target in &plan.targets {
             let head = format!("round {round}/{}, {target}", plan.rounds);
-            for server in servers::of(*target, &plan.families) {
-                one_server(&head, &server, plan, place, files, results)?;
-            }
+            one_target(&head, *target, (plan, place, files), results)?;
             if plan.families.contains(&Family::Floor) {
                 bare_calls(&head, *target, plan, files, results)?;
             }
@@ -249,35 +247,56 @@ fn measure(plan: &Plan, place: &Place, files: &Files, results: &mut Results) -> 
     Ok(())
 }
 
-/// All loads on a fresh process of one server, and then none.
-fn one_server(
+/// All loads, each on every server before the next one, so that what is compared was measured within seconds: a host that moves
+/// virtual processors about does so to all of them alike. Then none.
+fn one_target(
     head: &str,
-    server: &Server,
-    plan: &Plan,
-    place: &Place,
-    files: &Files,
+    target: Target,
+    (plan, place, files): (&Plan, &Place, &Files),
     results: &mut Results,
 ) -> Result<()> {
-    results.add_server(server.target, server.label);
-    let mut running = server.start(place, files, &DriverOptions::blk())?;
-    for load in &plan.loads {
-        let sample = {
-            let (queues, cpu) = running.parts();
-            client::measure(&mut queues[0], *load, files.bytes(), plan.span, &cpu)
-        };
-        let sample = sample
-            .map_err(|error| running.explain(&error))
-            .context(format_args!("{head}, {}", server.label))?;
-        progress(head, server.label, *load, &sample);
-        results.points.entry((server.target, server.label, *load)).or_default().push(sample);
+    let start = |server: &Server| server.start(place, files, &DriverOptions::blk());
+    let mut servers = Vec::new();
+    for server in servers::of(target, &plan.families) {
+        results.add_server(target, server.label);
+        let running = if server.rests() { Some(start(&server)?) } else { None };
+        servers.push((server, running));
     }
+    for load in &plan.loads {
+        for (server, running) in &mut servers {
+            let mut own = None;
+            let running = match running {
+                Some(running) => running,
+                None => own.insert(start(server)?),
+            };
+            let sample = {
+                let (queues, cpu) = running.parts();
+                client::measure(&mut queues[0], *load, files.bytes(), plan.span, &cpu)
+            };
+            let sample = sample
+                .map_err(|error| running.explain(&error))
+                .context(format_args!("{head}, {}", server.label))?;
+            progress(head, server.label, *load, &sample);
+            results.points.entry((target, server.label, *load)).or_default().push(sample);
+            own.map_or(Ok(()), Running::stop)?;
+        }
+    }
+    for (server, running) in servers {
+        let running = running.map_or_else(|| start(&server), Ok)?;
+        let idle = idleness(&running)?;
+        println!("{head}, {}: idle {:.2} % of a processor", server.label, idle * 100.0);
+        results.idle.entry((target, server.label)).or_default().push(idle);
+        running.stop()?;
+    }
+    Ok(())
+}
+
+/// The share of a processor that a server uses without work.
+fn idleness(running: &Running) -> Result<f64> {
     thread::sleep(SETTLES);
     let before = running.cpu()?;
     thread::sleep(IDLES);
-    let idle = (running.cpu()?.saturating_sub(before)).as_secs_f64() / IDLES.as_secs_f64();
-    println!("{head}, {}: idle {:.2} % of a processor", server.label, idle * 100.0);
-    results.idle.entry((server.target, server.label)).or_default().push(idle);
-    running.stop()
+    Ok((running.cpu()?.saturating_sub(before)).as_secs_f64() / IDLES.as_secs_f64())
 }
 
 fn progress(head: &str, label: &str, load: Load, sample: &Sample) {
@@ -314,11 +333,11 @@ fn bare_calls(head: &str, target: Target, plan: &Plan, files: &Files, results: &
 fn how(plan: &Plan) -> String {
     format!(
         "One client and one server at a time, each on a processor of its own, one queue of 256, a disk of {} MiB; {} s for each \
-         point after {:.2} s to warm up, {} in turns over all servers, with a fresh process each time.",
+         point after {:.2} s to warm up. Each point on all servers in turn before the next one, {}, with fresh processes each time.",
         plan.disk >> 20,
         plan.span.measured.as_secs_f64(),
         plan.span.warm_up.as_secs_f64(),
-        if plan.rounds == 1 { "one round".to_owned() } else { format!("{} rounds", plan.rounds) },
+        if plan.rounds == 1 { "in one round".to_owned() } else { format!("in {} rounds", plan.rounds) },
     )
 }
 

@@ -86,6 +86,19 @@ const SERVERS: &[Server] = &[
     floor(Target::Direct, "floor: pread/pwrite, polls", Wakes::Polling),
 ];
 
+/// Ours, which every target has: as it comes first.
+pub(crate) const OURS: [Ours; 2] = [
+    Ours { label: "iovirt", sentence: "Our daemon as it comes" },
+    Ours { label: "iovirt, sleeps", sentence: "Our daemon with `--poll-us 0`" },
+];
+
+/// One of ours, with a sentence's beginning for it.
+#[derive(Debug)]
+pub(crate) struct Ours {
+    pub label: &'static str,
+    pub sentence: &'static str,
+}
+
 /// The servers of a target that belong to these families.
 pub(crate) fn of(target: Target, families: &[Family]) -> impl Iterator<Item = Server> {
     SERVERS
@@ -163,6 +176,16 @@ impl Drop for Process {
 }
 
 impl Server {
+    /// Its place in the table.
+    fn number(&self) -> usize {
+        SERVERS.iter().position(|server| server.label == self.label).unwrap_or(SERVERS.len())
+    }
+
+    /// Whether it costs nothing while nobody asks for anything, so that it can stand beside another that is measured.
+    pub(crate) fn rests(&self) -> bool {
+        self.family() != Family::Floor
+    }
+
     fn family(&self) -> Family {
         match self.kind {
             Kind::Qsd { .. } => Family::Qsd,
@@ -178,11 +201,11 @@ impl Server {
             let (floor, queue) = Floor::start(wakes, file, options, place.server_cpu)?;
             return Ok(Running { queues: vec![queue], work: Work::Thread(floor) });
         }
-        let socket = place.folder.join("socket");
+        let socket = place.folder.join(format!("socket-{}", self.number()));
         if socket.exists() {
             fs::remove_file(&socket).context(socket.display())?;
         }
-        let words = place.folder.join("server.log");
+        let words = place.folder.join(format!("server-{}.log", self.number()));
         let said = File::create(&words).context(words.display())?;
         let arguments = self.command(place, files, &socket, options.queues);
         let mut command = Cmd::new(&arguments[0]).args(&arguments[1..]).into_inner();
@@ -232,7 +255,7 @@ impl Server {
             None => format!("null-co,node-name=d,size={},read-zeroes=off", files.bytes()),
             Some(path) => {
                 let direct = if self.target == Target::Direct { ",cache.direct=on" } else { "" };
-                format!("driver=file,node-name=d,filename={},aio={aio}{direct}", path.display())
+                format!("driver=file,node-name=d,filename={},locking=off,aio={aio}{direct}", path.display())
             }
         }
     }
@@ -242,7 +265,10 @@ impl Server {
             None => format!("virtio-blk,queues={queues} -> null,size={},fill=off", files.bytes()),
             Some(path) => {
                 let direct = if self.target == Target::Direct { ",direct=on" } else { "" };
-                format!("virtio-blk,queues={queues} -> file,path={},cache=write-back{direct}", path.display())
+                format!(
+                    "virtio-blk,queues={queues} -> file,path={},lock=off,cache=write-back{direct}",
+                    path.display()
+                )
             }
         }
     }
@@ -320,6 +346,8 @@ mod tests {
                 assert_eq!(family(server.label), Some(server.family()));
             }
             assert_eq!(of(target, &[Family::Floor]).count(), 2);
+            let ours: Vec<_> = of(target, &[Family::Iovirt]).map(|server| server.label).collect();
+            assert!(OURS.iter().all(|own| ours.contains(&own.label)) && ours.len() == OURS.len());
             let count = labels.len();
             labels.sort_unstable();
             labels.dedup();

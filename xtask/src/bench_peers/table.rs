@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::points::{Access, Client, Load, Results, Sample, Summary, Target};
 use super::queues;
-use super::servers::{Family, family};
+use super::servers::{self, Family, family};
 use crate::error::{Error, Result};
 
 /// What the section stands between.
@@ -91,17 +91,45 @@ fn cell(results: &Results, target: Target, server: &'static str, load: Load) -> 
     )
 }
 
-/// How our quickest server does beside QEMU's quickest, in each cell.
+/// How ours do beside QEMU's quicker one, and beside the floor, in each cell.
 fn ratios(text: &mut String, results: &Results) {
+    for ours in servers::OURS {
+        let cell = |target, load| {
+            let theirs = quickest(results, target, load, Family::Qsd)?;
+            let iops = paired(results, (target, load), [ours.label, theirs], |sample| sample.iops)?;
+            let cpu = paired(results, (target, load), [ours.label, theirs], |sample| sample.cpu)?;
+            let Summary { median, least, most } = iops;
+            Some(format!("**{median:.2}** ({least:.2}–{most:.2}); {:.2}", cpu.median))
+        };
+        let title = format!(
+            "{} beside QEMU's quicker one, for each cell: requests per second, median (least–most) of the ratios of each round; \
+             processor time for each request, median of the ratios.",
+            ours.sentence
+        );
+        grid(text, results, &title, cell);
+    }
+    let share = |target, load| {
+        let floor = quickest(results, target, load, Family::Floor)?;
+        let iops = paired(results, (target, load), [servers::OURS[0].label, floor], |sample| sample.iops)?;
+        Some(format!("**{:.2}** ({:.2}–{:.2})", iops.median, iops.least, iops.most))
+    };
+    let title = format!(
+        "{}, as a share of the quicker floor's requests per second, median (least–most) of each round.",
+        servers::OURS[0].sentence
+    );
+    grid(text, results, &title, share);
+}
+
+/// A table with a row for each kind of load, and a column for each depth.
+fn grid(text: &mut String, results: &Results, title: &str, cell: impl Fn(Target, Load) -> Option<String>) {
     let depths = results.depths();
     let mut rows = Vec::new();
     for target in Target::ALL {
         for access in Access::ALL {
             for client in Client::ALL {
-                let cells: Vec<String> = depths
-                    .iter()
-                    .filter_map(|depth| ratio(results, target, Load { client, access, depth: *depth }))
-                    .collect();
+                let load = |depth: &u16| Load { client, access, depth: *depth };
+                let cells: Vec<String> =
+                    depths.iter().filter_map(|depth| cell(target, load(depth))).collect();
                 if !cells.is_empty() {
                     rows.push(format!("| {target}: {access}, {client} client | {} |", cells.join(" | ")));
                 }
@@ -114,29 +142,32 @@ fn ratios(text: &mut String, results: &Results) {
     let heads: Vec<String> = depths.iter().map(|depth| format!("{depth} in flight")).collect();
     let _ = writeln!(
         text,
-        "Our quicker server beside QEMU's quicker one, for each cell: requests per second, and processor time for each \
-         request, as ratios of medians.\n\n| requests per second; processor time | {} |\n|---|{}\n{}\n",
+        "{title}\n\n| | {} |\n|---|{}\n{}\n",
         heads.join(" | "),
         "---|".repeat(depths.len()),
         rows.join("\n")
     );
 }
 
-fn ratio(results: &Results, target: Target, load: Load) -> Option<String> {
-    // The quickest server of a family: its requests per second, and its own processor time.
-    let best = |wanted: Family| -> Option<(f64, f64)> {
-        let labels = results.servers.get(&target).into_iter().flatten();
-        labels
-            .filter(|label| family(label) == Some(wanted))
-            .filter_map(|label| {
-                let iops = results.summary(target, label, load, |sample| sample.iops)?;
-                let cpu = results.summary(target, label, load, |sample| sample.cpu)?;
-                Some((iops.median, cpu.median))
-            })
-            .max_by(|one, other| one.0.total_cmp(&other.0))
-    };
-    let (ours, theirs) = (best(Family::Iovirt)?, best(Family::Qsd)?);
-    Some(format!("**{:.2}**; {:.2}", ours.0 / theirs.0, ours.1 / theirs.1))
+/// Of a family's servers the one with the most requests per second, by medians.
+fn quickest(results: &Results, target: Target, load: Load, wanted: Family) -> Option<&'static str> {
+    let labels = results.servers.get(&target).into_iter().flatten().copied();
+    labels
+        .filter(|label| family(label) == Some(wanted))
+        .filter_map(|label| Some((label, results.summary(target, label, load, |sample| sample.iops)?.median)))
+        .max_by(|one, other| one.1.total_cmp(&other.1))
+        .map(|(label, _)| label)
+}
+
+/// One server's figure over another's, round by round: both were measured within seconds.
+fn paired(
+    results: &Results,
+    (target, load): (Target, Load),
+    servers: [&'static str; 2],
+    figure: fn(&Sample) -> f64,
+) -> Option<Summary> {
+    let [ours, theirs] = servers.map(|server| results.points.get(&(target, server, load)));
+    Summary::of(ours?.iter().zip(theirs?).map(|(ours, theirs)| figure(ours) / figure(theirs)))
 }
 
 fn idle(text: &mut String, results: &Results) {
@@ -202,7 +233,6 @@ fn capital(text: &str) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::bench_peers::points::Bare;
-    use crate::bench_peers::servers;
 
     /// Results of all servers at two depths, where ours are twice as quick as QEMU's.
     pub(crate) fn results() -> Results {
@@ -246,12 +276,35 @@ pub(crate) mod tests {
         // 20000 requests of 128 KiB are 2500 MiB.
         assert!(text.contains("| iovirt | **2500** (2500–3750); 70.0/150; 2.50 |"), "{text}");
         assert!(
-            text.contains("| null: 4 KiB random read, sleeping client | **2.00**; 0.50 | **2.00**; 0.50 |"),
+            text.contains(
+                "| null: 4 KiB random read, sleeping client | **2.00** (2.00–2.00); 0.50 | **2.00** (2.00–2.00); 0.50 |"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "| null: 4 KiB random read, sleeping client | **2.00** (2.00–2.00) | **2.00** (2.00–2.00) |"
+            ),
             "{text}"
         );
         assert!(text.contains("| tmpfs | QEMU, threads | 0.10 % (0.00–50.00) |"), "{text}");
         assert!(text.contains("| tmpfs | 4 KiB random read | 1.23 (1.23–1.23) | 1.20 |"), "{text}");
         assert_eq!(text.matches("<details>").count(), 24);
+    }
+
+    /// A machine that is twice as quick in one round says nothing of the servers.
+    #[test]
+    fn ratios_are_those_of_rounds() {
+        let mut results = results();
+        let load = Load { client: Client::Polling, access: Access::RandomRead, depth: 1 };
+        let sample = results.points[&(Target::Null, "iovirt", load)][0];
+        let of = |iops: [f64; 3]| iops.map(|iops| Sample { iops, ..sample }).to_vec();
+        results.points.insert((Target::Null, "iovirt", load), of([100.0, 200.0, 100.0]));
+        for theirs in ["QEMU, polls", "QEMU, sleeps"] {
+            results.points.insert((Target::Null, theirs, load), of([50.0, 100.0, 80.0]));
+        }
+        let pair = paired(&results, (Target::Null, load), ["iovirt", "QEMU, polls"], |sample| sample.iops);
+        assert_eq!(pair, Some(Summary { median: 2.0, least: 1.25, most: 2.0 }));
     }
 
     #[test]
@@ -263,9 +316,7 @@ pub(crate) mod tests {
         some.idle.clear();
         some.bare.clear();
         let text = section(&some, "A machine", "In turns.");
-        assert!(
-            !text.contains("Our quicker server") && !text.contains("idle") && !text.contains("pread` or")
-        );
+        assert!(!text.contains("beside QEMU") && !text.contains("idle") && !text.contains("pread` or"));
         assert!(text.contains("| iovirt |  |"), "{text}");
         assert_eq!(text.matches("<details>").count(), 8);
     }
