@@ -10,7 +10,6 @@ use super::stream::{End, compare, give, host_up, take};
 use super::{Case, Network, Place};
 use crate::cmd::Cmd;
 use crate::error::{Context, Result};
-use crate::lab::cases::must;
 use crate::lab::kernel::Series;
 
 /// The daemon dies under streams of TCP.
