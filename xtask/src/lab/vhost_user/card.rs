@@ -15,7 +15,7 @@ use crate::lab::kernel::Series;
 /// The daemon dies under streams of TCP.
 pub(super) const CASE: Case = Case {
     name: "vhost-user-card",
-    about: "the daemon of a card with two pairs of queues is killed 12 times under TCP both ways and started anew: the streams go on",
+    about: "the daemon of a card with two pairs of queues is killed 10 times under TCP both ways and started anew: the streams go on",
     kernels: &[Series::V6_12],
     network: Network::Own,
     image: None,
@@ -23,11 +23,11 @@ pub(super) const CASE: Case = Case {
 };
 
 /// Frames are always in flight, and some fail before those that were sent before them are out.
-const CARD: &str = "virtio-net,mac=52:54:00:12:34:56,queues=2 -> stats -> fault,fail=transmit,permille=10 \
-    -> delay,kinds=transmit,time=500us,jitter=1ms -> tap,name=tap0,queues=2";
-const KILLS: u32 = 12;
+const CARD: &str = "virtio-net,mac=52:54:00:12:34:56,queues=2 -> stats -> fault,fail=transmit,permille=50 \
+    -> delay,kinds=transmit,time=8ms,jitter=8ms -> tap,name=tap0,queues=2";
+const KILLS: u32 = 10;
 /// Bytes that must come on each stream before the next kill but one.
-const GOES_ON: usize = 64 << 10;
+const GOES_ON: usize = 32 << 10;
 
 fn run(place: &Place) -> Result<String> {
     // It stays where no daemon is.
