@@ -46,7 +46,8 @@ fn a_card_outlives_servers_whose_frames_take_turns() {
 fn a_card_outlives_servers_that_drop_frames_above_others_that_wait() {
     outlives("filter -> delay,time=50us,jitter=300us -> loopback", |served| {
         let control = served.device().stages().control::<FilterControl>("filter").unwrap();
-        control.set(|frame| if number(frame.bytes) % 3 == 0 { Verdict::Drop } else { Verdict::Pass });
+        control
+            .set(|frame| if number(frame.bytes).is_multiple_of(3) { Verdict::Drop } else { Verdict::Pass });
     });
 }
 

@@ -3,13 +3,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::daemon::{Daemon, serve};
+use super::daemon::{Daemon, requests_by_queue, serve};
 use super::process::until;
 use super::qemu::Machine;
 use super::stream::{End, compare, give, host_up, take};
 use super::{Case, Network, Place};
 use crate::cmd::Cmd;
 use crate::error::{Context, Result};
+use crate::lab::cases::must;
 use crate::lab::kernel::Series;
 
 /// The daemon dies under streams of TCP.
@@ -61,7 +62,10 @@ fn run(place: &Place) -> Result<String> {
     enough.store(true, Ordering::Relaxed);
     qemu.process().say("enough")?;
     let said = qemu.end()?;
-    daemon.end()?;
+    // Of its last life.
+    let requests = requests_by_queue(&daemon.end()?);
+    let used = requests.first().is_some_and(|queues| queues.iter().filter(|count| **count > 0).count() >= 4);
+    must(used, || format!("both pairs are to be used both ways: {requests:?}"))?;
     let (up, down) = (compare(place, &said, "up", taken)?, compare(place, &said, "down", given)?);
     let kib = |lens: Vec<usize>| lens.into_iter().sum::<usize>() >> 10;
     Ok(format!(
