@@ -1,6 +1,8 @@
 //! The vhost-user transport, its server in a thread of this process and its front-ends in others: every feature of the protocol, under
 //! load.
 
+#[path = "vhost_user/card.rs"]
+mod card;
 #[path = "vhost_user/enabled.rs"]
 mod enabled;
 #[path = "vhost_user/exercise.rs"]
@@ -9,6 +11,8 @@ mod exercise;
 mod inflight;
 #[path = "vhost_user/life.rs"]
 mod life;
+#[path = "vhost_user/lives.rs"]
+mod lives;
 #[path = "vhost_user/log.rs"]
 mod log;
 #[path = "vhost_user/mmio.rs"]

@@ -2,6 +2,8 @@
 //!
 //! What passes over a socket is the matter of other tests; here it passes to show that the sandbox keeps nothing from it that it needs.
 
+#[path = "vhost_user/card.rs"]
+mod card;
 #[path = "vhost_user/cut.rs"]
 mod cut;
 #[path = "vhost_user_daemon/process.rs"]
@@ -360,6 +362,21 @@ fn front_ends_without_number_leave_nothing_behind() {
     assert!(now.resident < before.resident + MAY_GROW, "{} bytes more", now.resident - before.resident);
     daemon.signal("TERM");
     assert_eq!(daemon.end().0.code(), Some(0));
+}
+
+/// Killed with frames in flight, which nobody has a record of, it goes on with them.
+#[test]
+fn a_card_outlives_daemons_that_are_killed() {
+    for stages in
+        ["stats -> loopback", "fault,fail=transmit,every=3 -> delay,time=50us,jitter=300us -> loopback"]
+    {
+        let folder = Folder::new();
+        let (path, socket) = (folder.path("s"), folder.at("s"));
+        let pipeline = format!("virtio-net,queues=2,queue-size=256 -> {stages}");
+        card::outlives_servers(rounds_or(150), || {
+            (path.clone(), Daemon::start(&["--socket", &socket, "--device", &pipeline]))
+        });
+    }
 }
 
 /// What a process has of the host.

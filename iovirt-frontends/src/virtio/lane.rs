@@ -421,12 +421,17 @@ impl QueueLane {
     fn activate(&mut self, cx: &mut WorkerContext<'_>, activation: Activation) {
         let Activation { snapshot, features, start, peer } = activation;
         self.work.start(features);
+        let is_shared = peer.is_some();
         let inflight = peer.and_then(|peer| self.meet(cx, peer));
         let ring_features = RingFeatures::from_negotiated(features);
         let (shared, link) = (self.shared.clone(), Arc::clone(&self.link));
         self.link.at_rest.store(false, Ordering::SeqCst);
         match Ring::open(self.index, (&snapshot.state, start), ring_features, &self.space, shared, link) {
             Ok(mut ring) => {
+                if is_shared {
+                    // At index zero too it may be one that a process which is gone has served: the index wraps.
+                    ring.owe_interrupt();
+                }
                 if let Some(inflight) = inflight {
                     ring.track(inflight);
                 }

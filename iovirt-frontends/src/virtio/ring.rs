@@ -57,6 +57,11 @@ impl Ring {
         self.inflight = Some(inflight);
     }
 
+    /// Has the driver interrupted once, whatever it asked for.
+    pub(super) fn owe_interrupt(&mut self) {
+        self.queue.owe_interrupt();
+    }
+
     /// Begins a turn: what was translated is not taken away before its end, or before chains were returned.
     #[inline]
     pub(super) fn enter(&mut self) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::options::Options;
 use crate::queue::{Queue, Wait};
 use crate::ring::{Access, Segment};
-use crate::session::Session;
+use crate::session::{Session, Unrecorded};
 use crate::{Error, Result};
 
 /// Bytes of a sector, the unit of addresses.
@@ -336,7 +336,7 @@ impl BlkDriver {
     /// As for [`Session::reconnect`].
     pub fn reconnect(&mut self, path: &Path) -> Result<()> {
         let mut queues: Vec<Queue> = self.queues.drain(..).map(BlkQueue::into_queue).collect();
-        let outcome = self.session.reconnect(path, &mut queues);
+        let outcome = self.session.reconnect(path, &mut queues, Unrecorded::Again);
         self.queues = queues.into_iter().map(BlkQueue::new).collect();
         outcome
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::options::Options;
 use crate::queue::{Queue, Wait};
 use crate::ring::{Access, Segment};
-use crate::session::Session;
+use crate::session::{Session, Unrecorded};
 use crate::{Error, Result};
 
 /// Bytes before each frame.
@@ -185,14 +185,15 @@ impl NetDriver {
         Ok(Self { session, pairs: pairs(queues)? })
     }
 
-    /// Connects to a server that came back; see [`Session::reconnect`].
+    /// Connects to a server that came back; see [`Session::reconnect`]. Cards have no record of chains in flight, as with QEMU: rings
+    /// go on at the used index.
     ///
     /// # Errors
     /// As for [`Session::reconnect`].
     pub fn reconnect(&mut self, path: &Path) -> Result<()> {
         let mut queues: Vec<Queue> =
             self.pairs.drain(..).flat_map(|(receiver, sender)| [receiver.queue, sender.queue]).collect();
-        let outcome = self.session.reconnect(path, &mut queues);
+        let outcome = self.session.reconnect(path, &mut queues, Unrecorded::InTurn);
         self.pairs = pairs(queues)?;
         outcome
     }

@@ -199,6 +199,14 @@ impl Queue {
         self.ring.take_used().map_err(|what| Error::Broken { queue: self.number, what })
     }
 
+    /// Checks that a server may go on at the used index; see [`Ring::check_in_turn`].
+    ///
+    /// # Errors
+    /// [`Error::Broken`].
+    pub fn check_in_turn(&self) -> Result<()> {
+        self.ring.check_in_turn().map_err(|what| Error::Broken { queue: self.number, what })
+    }
+
     /// Asks for an interrupt, and sleeps until it comes or something is there.
     ///
     /// # Errors

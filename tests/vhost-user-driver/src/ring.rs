@@ -277,6 +277,38 @@ impl Ring {
         self.memory.load_u16(self.places.used + 2, Ordering::Acquire)
     }
 
+    /// Checks that the chains behind the used index in the available ring are those that the device has: one that goes on there takes
+    /// each of them, and none that it returned. The device must not be at work.
+    ///
+    /// # Errors
+    /// Which chain would be lost, or returned twice.
+    pub fn check_in_turn(&self) -> Result<(), String> {
+        let mut held = self.in_flight.clone();
+        let entry = |index: u16| usize::from(index & (self.size - 1));
+        let slot = |head: u32| (head / u32::from(self.stride)) as usize;
+        let mut index = self.last_used;
+        while index != self.used_index() {
+            let id = self.memory.load_u32(self.places.used + 4 + 8 * entry(index));
+            // What the device does not have is found where it is taken.
+            if let Some(held) = held.get_mut(slot(id)) {
+                *held = false;
+            }
+            index = index.wrapping_add(1);
+        }
+        while index != self.next_available {
+            let place = self.places.available + 4 + 2 * entry(index);
+            let head = self.memory.load_u16(place, Ordering::Relaxed);
+            if !std::mem::take(&mut held[slot(head.into())]) {
+                return Err(format!("descriptor {head} is returned, and would be again"));
+            }
+            index = index.wrapping_add(1);
+        }
+        match held.iter().position(|held| *held) {
+            Some(lost) => Err(format!("descriptor {} would be lost", lost * usize::from(self.stride))),
+            None => Ok(()),
+        }
+    }
+
     /// Begins anew at index zero, and makes available again what the device has: for a server that came back and knows
     /// nothing of it. The rings must be stopped, and the requests such that they can be done twice.
     pub fn begin_again(&mut self) {
@@ -415,5 +447,24 @@ mod tests {
         assert_eq!(memory.load_u16(ring.places.available + 4, Ordering::Relaxed), 3);
         give_back(&memory, &ring, 3, 9);
         assert_eq!(ring.take_used(), Ok(Some((1, 9))));
+    }
+
+    #[test]
+    fn a_ring_goes_on_where_chains_came_home_in_turn_and_not_where_one_overtook() {
+        for returned in [&[0, 3][..], &[3]] {
+            let (memory, layout, mut ring) = ring(0, 2);
+            for slot in [0, 1] {
+                ring.offer(slot, &segments(&layout));
+            }
+            ring.publish();
+            for id in returned {
+                give_back(&memory, &ring, *id, 0);
+            }
+            let outcome = ring.check_in_turn();
+            assert_eq!(outcome.is_ok(), returned.len() == 2, "{outcome:?}");
+            // Seen by the driver or not.
+            while ring.take_used().unwrap().is_some() {}
+            assert_eq!(ring.check_in_turn(), outcome);
+        }
     }
 }

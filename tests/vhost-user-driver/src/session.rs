@@ -39,6 +39,15 @@ pub enum Begin {
     AtUsed,
 }
 
+/// What becomes of chains in flight when a server comes back that keeps no record of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unrecorded {
+    /// The rings begin anew, and the chains are made available again: for requests that can be done twice.
+    Again,
+    /// The rings go on behind the last chain that was returned: for chains that come home in the order in which they were offered.
+    InTurn,
+}
+
 /// A connection, with the memory that both sides share.
 pub struct Session {
     frontend: Frontend,
@@ -216,12 +225,12 @@ impl Session {
 
     /// Connects to a server that came back, or another one, with the same memory and the same rings.
     ///
-    /// Where the last server noted what it had begun, that goes to the new one, which does the rest. Otherwise the rings begin
-    /// anew and all that was in flight is made available again, which is right for requests that can be done twice.
+    /// Where the last server noted what it had begun, that goes to the new one, which does the rest. Otherwise `unrecorded` says.
     ///
     /// # Errors
-    /// As for [`Session::connect`]; also where the new server offers less than was agreed upon with the last.
-    pub fn reconnect(&mut self, path: &Path, queues: &mut [Queue]) -> Result<()> {
+    /// As for [`Session::connect`]; also where the new server offers less than was agreed upon with the last, and
+    /// [`Error::Broken`] where a ring is to go on whose chains did not come home in order.
+    pub fn reconnect(&mut self, path: &Path, queues: &mut [Queue], unrecorded: Unrecorded) -> Result<()> {
         let agreed = agree(path, &self.options)?;
         if agreed.features != self.features {
             return Err(Error::NotOffered(format!(
@@ -234,8 +243,10 @@ impl Session {
         self.most_queues = agreed.most_queues;
         self.set_up(queues)?;
         for queue in &mut *queues {
-            if self.inflight.is_none() {
-                queue.ring_mut().begin_again();
+            match unrecorded {
+                _ if self.inflight.is_some() => {}
+                Unrecorded::Again => queue.ring_mut().begin_again(),
+                Unrecorded::InTurn => queue.check_in_turn()?,
             }
         }
         self.start(queues, &vec![Begin::AtUsed; queues.len()])?;

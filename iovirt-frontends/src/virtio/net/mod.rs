@@ -6,7 +6,7 @@
 //! | `packet.rs` | the header in front of a frame |
 //! | `device.rs` | the device: features and configuration, derived from what the stack below can do |
 //! | `rx.rs`, `deliver.rs` | the receive queue: tokens below, and frames into the guest's buffers |
-//! | `tx.rs` | the transmit queue: chains into requests |
+//! | `tx.rs`, `turns.rs` | the transmit queue: chains into requests, and home in order |
 //! | `ctrl.rs` | the control queue: receive mode, address, pairs in use, offloads |
 //! | `filter.rs` | the receive mode as a filter of frames |
 //! | `counters.rs` | what became of frames |
@@ -32,6 +32,7 @@ mod filter;
 mod packet;
 mod rx;
 mod state;
+mod turns;
 mod tx;
 
 pub use config::{ConfigError, MAX_PAIRS, NetConfig};

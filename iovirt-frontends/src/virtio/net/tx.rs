@@ -4,6 +4,7 @@ use super::config::host_offloads;
 use super::counters::Tally;
 use super::device::NetShared;
 use super::packet::take_frame;
+use super::turns::Turns;
 use crate::virtio::again::take_again;
 use crate::virtio::queue::{Chain, Head};
 use crate::virtio::ring::Ring;
@@ -28,8 +29,7 @@ pub(super) struct TransmitQueue {
     chain: Chain,
     /// What the guest may leave to be done to frames.
     negotiated: Offloads,
-    /// Frames submitted so far: what the next one's place is.
-    submitted: u64,
+    turns: Turns,
     sent: Tally,
     failed: Tally,
     malformed: Tally,
@@ -57,7 +57,7 @@ impl TransmitQueue {
             client: Client::new(cx, queue, depth, LIMITS),
             chain: Chain::new(),
             negotiated: Offloads::empty(),
-            submitted: 0,
+            turns: Turns::with_capacity(depth.get()),
             sent: Tally::default(),
             failed: Tally::default(),
             malformed: Tally::default(),
@@ -103,6 +103,7 @@ impl TransmitQueue {
         head: Head,
         (tag, mut sg): (Tag, Box<SgList>),
     ) {
+        let place = self.turns.take();
         let (readable, _) = self.chain.parts_mut();
         let request = match take_frame(readable, &mut sg) {
             Some(offload) if offload.is_plain() => NetRequest::transmit(tag, self.pair, sg),
@@ -113,12 +114,10 @@ impl TransmitQueue {
             _ => {
                 self.malformed.count();
                 self.client.abandon(tag, sg);
-                ring.push_used(head, 0);
+                self.turns.come_home(place, head, |head| ring.push_used(head, 0));
                 return;
             }
         };
-        let place = self.submitted;
-        self.submitted += 1;
         self.client.submit(cx, request, Sending { head, place });
     }
 
@@ -131,16 +130,18 @@ impl TransmitQueue {
 
     #[inline]
     fn bring_home(&mut self, cx: &mut WorkerContext<'_>, mut ring: Option<&mut Ring>) {
-        let Self { client, sent, failed, .. } = self;
+        let Self { client, turns, sent, failed, .. } = self;
         client.poll(cx, |_, Finished { context, output, .. }| {
             if output == NetOutput::Done {
                 sent.count()
             } else {
                 failed.count()
             }
-            if let Some(ring) = &mut ring {
-                ring.push_used(context.head, 0);
-            }
+            turns.come_home(context.place, context.head, |head| {
+                if let Some(ring) = &mut ring {
+                    ring.push_used(head, 0);
+                }
+            });
         });
     }
 
@@ -238,10 +239,12 @@ impl QueueWork for TransmitQueue {
         self.client.in_flight()
     }
 
-    /// In the order in which the frames were offered: they are served again in that order.
+    /// In the order in which the frames were offered: they are served again in that order. Those that wait for their turn too: a frame
+    /// that overtook was dropped or failed, and will be again.
     fn heads_in_flight(&self) -> Vec<u16> {
-        let mut sending: Vec<_> = self.client.contexts().copied().collect();
-        sending.sort_unstable_by_key(|sending| sending.place);
-        sending.into_iter().map(|sending| sending.head.index()).collect()
+        let sending = self.client.contexts().map(|sending| (sending.place, sending.head));
+        let mut heads: Vec<_> = sending.chain(self.turns.waiting()).collect();
+        heads.sort_unstable();
+        heads.into_iter().map(|(_, head)| head.index()).collect()
     }
 }

@@ -84,8 +84,13 @@ impl SplitQueue {
     /// As for [`SplitQueue::new`].
     pub fn restore(state: &QueueState, features: RingFeatures, view: &DmaView) -> Result<Self, RingError> {
         let mut queue = Self::at(state.config, features, view, state.next_avail, state.next_used)?;
-        queue.interrupt_due = true;
+        queue.owe_interrupt();
         Ok(queue)
+    }
+
+    /// The driver is interrupted at the next decision, whatever it asked for.
+    pub fn owe_interrupt(&mut self) {
+        self.interrupt_due = true;
     }
 
     fn at(

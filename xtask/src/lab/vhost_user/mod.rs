@@ -1,9 +1,11 @@
 //! Cases in which our daemon, `examples/vhost-user`, serves devices to QEMU, whose guest is a stock kernel. QEMU emulates that guest's
 //! processors right on this machine, so these cases need no lab machine and take seconds.
 //!
-//! `process`, `daemon`, `qemu` and `qmp` are the programs of a case, `load` what several guests do; the other files are the cases.
+//! `process`, `daemon`, `qemu` and `qmp` are the programs of a case, `load` what several guests do, `stream` the host's ends of TCP streams;
+//! the other files are the cases.
 
 mod blk;
+mod card;
 mod daemon;
 mod debian;
 mod kill;
@@ -15,6 +17,7 @@ mod net;
 mod process;
 mod qemu;
 mod qmp;
+mod stream;
 
 use std::env;
 use std::fmt;
@@ -31,8 +34,9 @@ use crate::lab::parts::Parts;
 use crate::setup;
 
 /// Every case, in the order in which they run.
-pub(crate) const ALL: [&Case; 8] = [
+pub(crate) const ALL: [&Case; 9] = [
     &blk::CASE,
+    &card::CASE,
     &debian::CASE,
     &kill::CASE,
     &left::CASE,

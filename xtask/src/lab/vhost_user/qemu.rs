@@ -71,9 +71,9 @@ impl<'a> Machine<'a> {
         self
     }
 
-    /// A disk with two queues; QEMU connects again to a daemon that was gone.
+    /// A disk with two queues.
     pub(crate) fn disk(mut self, socket: &str) -> Self {
-        let id = self.chardev(socket, ",reconnect-ms=100");
+        let id = self.chardev(socket);
         self.arguments
             .extend(["-device".to_owned(), format!("vhost-user-blk-pci,chardev={id},num-queues=2")]);
         self
@@ -81,7 +81,7 @@ impl<'a> Machine<'a> {
 
     /// A network card with so many pairs of queues.
     pub(crate) fn card(mut self, socket: &str, pairs: u32) -> Self {
-        let id = self.chardev(socket, "");
+        let id = self.chardev(socket);
         let queues = if pairs > 1 { format!(",mq=on,vectors={}", 2 * pairs + 2) } else { String::new() };
         self.arguments.extend([
             "-netdev".to_owned(),
@@ -92,10 +92,12 @@ impl<'a> Machine<'a> {
         self
     }
 
-    fn chardev(&mut self, socket: &str, options: &str) -> String {
+    /// A socket; QEMU connects again to a daemon that was gone.
+    fn chardev(&mut self, socket: &str) -> String {
         let id = format!("c{}", self.devices);
         self.devices += 1;
-        self.arguments.extend(["-chardev".to_owned(), format!("socket,id={id},path={socket}{options}")]);
+        self.arguments
+            .extend(["-chardev".to_owned(), format!("socket,id={id},path={socket},reconnect-ms=100")]);
         id
     }
 

@@ -1,0 +1,99 @@
+//! Chains go home in the order in which they were taken.
+//!
+//! A frame that a stage drops, that fails or that is none comes home before those that wait further down. Its chain waits for theirs: over
+//! vhost-user a card whose daemon was killed goes on at the used index, where a chain that overtook would stand for one that it overtook.
+
+use crate::virtio::queue::Head;
+use std::collections::VecDeque;
+
+/// Whose turn it is to go home.
+#[derive(Debug)]
+pub(super) struct Turns {
+    /// Chains taken so far: the next one's place.
+    taken: u64,
+    /// The place whose turn it is.
+    next: u64,
+    /// Those of the places behind `next` that are home already.
+    early: VecDeque<Option<Head>>,
+}
+
+impl Turns {
+    pub(super) fn with_capacity(chains: usize) -> Self {
+        Self { taken: 0, next: 0, early: VecDeque::with_capacity(chains) }
+    }
+
+    /// A place for a chain that was taken.
+    #[inline]
+    pub(super) fn take(&mut self) -> u64 {
+        let place = self.taken;
+        self.taken += 1;
+        place
+    }
+
+    /// The chain of that place is home. Hands out those whose turn has come.
+    #[inline]
+    pub(super) fn come_home(&mut self, place: u64, head: Head, mut go: impl FnMut(Head)) {
+        if place != self.next {
+            self.wait(place, head);
+            return;
+        }
+        self.next += 1;
+        go(head);
+        if !self.early.is_empty() {
+            self.follow(go);
+        }
+    }
+
+    #[cold]
+    fn wait(&mut self, place: u64, head: Head) {
+        let behind = (place - self.next) as usize;
+        if self.early.len() < behind {
+            self.early.resize(behind, None);
+        }
+        self.early[behind - 1] = Some(head);
+    }
+
+    /// The next one's place is the first of `early`.
+    #[cold]
+    fn follow(&mut self, mut go: impl FnMut(Head)) {
+        while let Some(Some(head)) = self.early.pop_front() {
+            self.next += 1;
+            go(head);
+        }
+    }
+
+    /// The chains that wait for their turn, with their places.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (u64, Head)> {
+        let places = self.next + 1..;
+        places.zip(&self.early).filter_map(|(place, head)| head.map(|head| (place, head)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Zero takes a chain, all else brings one home.
+        #[test]
+        fn chains_go_home_as_they_were_taken_in_whatever_order_they_come(
+            steps in prop::collection::vec(prop_oneof![Just(0), 1..64usize], 0..300),
+        ) {
+            let (mut turns, mut out, mut gone) = (Turns::with_capacity(4), Vec::new(), Vec::new());
+            for step in steps {
+                if step == 0 || out.is_empty() {
+                    out.push(turns.take());
+                } else {
+                    let place = out.swap_remove(step % out.len());
+                    turns.come_home(place, Head::from_saved(place as u16), |head| gone.push(head.index()));
+                }
+                prop_assert!(turns.waiting().all(|(place, head)| place as u16 == head.index()));
+                let mut left: Vec<_> = turns.waiting().map(|(place, _)| place).chain(out.iter().copied()).collect();
+                left.sort_unstable();
+                prop_assert!(left.into_iter().eq(gone.len() as u64..turns.taken), "each is out, waits or has gone");
+            }
+            prop_assert!(gone.iter().copied().eq(0..gone.len() as u16));
+        }
+    }
+}
