@@ -3,8 +3,12 @@
 //! A frame that a stage drops, that fails or that is none comes home before those that wait further down. Its chain waits for theirs: over
 //! vhost-user a card whose daemon was killed goes on at the used index, where a chain that overtook would stand for one that it overtook.
 
-use crate::virtio::queue::Head;
+use crate::virtio::queue::{Head, QueueConfig};
 use std::collections::VecDeque;
+
+/// How many places behind the one whose turn it is may have been taken and be home: an honest driver has no more chains than the largest ring
+/// holds, and one that offers heads again that it has not got back must not fill memory.
+const MOST_EARLY: usize = QueueConfig::MAX_SIZE as usize;
 
 /// Whose turn it is to go home.
 #[derive(Debug)]
@@ -20,6 +24,12 @@ pub(super) struct Turns {
 impl Turns {
     pub(super) fn with_capacity(chains: usize) -> Self {
         Self { taken: 0, next: 0, early: VecDeque::with_capacity(chains) }
+    }
+
+    /// Whether no chain may be taken before one goes home.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.early.len() >= MOST_EARLY
     }
 
     /// A place for a chain that was taken.
@@ -73,6 +83,19 @@ impl Turns {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_driver_that_offers_chains_without_end_is_not_followed() {
+        let (mut turns, mut gone) = (Turns::with_capacity(4), 0);
+        let first = turns.take();
+        while !turns.is_full() {
+            let place = turns.take();
+            turns.come_home(place, Head::from_saved(7), |_| gone += 1);
+        }
+        assert_eq!((gone, turns.waiting().count()), (0, MOST_EARLY));
+        turns.come_home(first, Head::from_saved(0), |_| gone += 1);
+        assert_eq!((gone, turns.is_full()), (MOST_EARLY + 1, false));
+    }
 
     proptest! {
         /// Zero takes a chain, all else brings one home.

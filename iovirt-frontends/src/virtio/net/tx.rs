@@ -73,7 +73,7 @@ impl TransmitQueue {
         budget: &mut usize,
     ) -> Result<usize, QueueError> {
         let mut taken = 0;
-        while *budget > 0 {
+        while *budget > 0 && !self.turns.is_full() {
             let Some((tag, sg)) = self.client.begin() else { return Ok(taken) };
             match ring.pop(&mut self.chain) {
                 Ok(Some(head)) => {
@@ -170,8 +170,8 @@ impl TransmitQueue {
                 // The driver need not ring its doorbell: the worker looks again by itself.
                 return Ok(if left < TURN_CHAINS { Turn::Again } else { Turn::Poll });
             }
-            if taken == 0 && (!ring.enable_notifications() || self.client.is_full()) {
-                // Where all tags are out, the next completion makes room and brings the next turn.
+            if taken == 0 && (!ring.enable_notifications() || self.client.is_full() || self.turns.is_full()) {
+                // Where no more can be taken, the next completion makes room and brings the next turn.
                 return Ok(Turn::Idle);
             }
         }
