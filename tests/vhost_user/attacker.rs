@@ -364,7 +364,7 @@ impl<'a> Attacker<'a> {
         match code {
             2 => {
                 let bits = [1 << 32, 1 << 30, LOG_ALL, 1 << 29, 1 << 9];
-                let own = self.own_features() & !(1 << 9);
+                let own = self.own_features();
                 longs(&[own + bits.iter().filter(|_| !self.rng.one_in(3)).sum::<u64>()])
             }
             5 => {

@@ -151,8 +151,7 @@ impl Cutter {
             ring.read_exact_at(&mut index, USED + 2).unwrap();
             index != [0; 2]
         };
-        let mut looks = std::iter::repeat_n((), 100);
-        looks.any(|()| {
+        (0..100).any(|_| {
             std::thread::sleep(Duration::from_millis(1));
             used(self.file(Shared::Ring))
         })

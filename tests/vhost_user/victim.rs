@@ -14,8 +14,8 @@ const BUFFERS: u64 = 0x1_0000;
 pub(crate) const RING: u64 = 0x2_0000;
 const BUFFER: u64 = 0x1000;
 /// Chains of a ring of a card that are under way at once, and descriptors of each.
-const CHAINS: u16 = 16;
-const PIECES: u16 = SIZE / CHAINS;
+const UNDER_WAY: u16 = 16;
+const PIECES: u16 = SIZE / UNDER_WAY;
 /// Length of the header before a frame.
 const HEADER: usize = 12;
 
@@ -34,7 +34,13 @@ impl Victim {
     pub(crate) fn roles(self) -> &'static [Role] {
         match self {
             Self::Disk => &[Role::Read; 2],
-            Self::Card => &[Role::Receive, Role::Send, Role::Receive, Role::Send, Role::Control],
+            Self::Card => &[
+                Role::OfCard(Chains::Receive),
+                Role::OfCard(Chains::Send),
+                Role::OfCard(Chains::Receive),
+                Role::OfCard(Chains::Send),
+                Role::OfCard(Chains::Control),
+            ],
         }
     }
 
@@ -52,10 +58,17 @@ impl Victim {
     }
 }
 
-/// What the chains of a ring are.
+/// What a ring is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Role {
+    /// Reads of a disk.
     Read,
+    OfCard(Chains),
+}
+
+/// What the chains of a card's ring are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Chains {
     Receive,
     Send,
     Control,
@@ -73,7 +86,7 @@ impl Ring<'_> {
     pub(crate) fn offer(&self, role: Role, offered: u16, rng: &mut Rng) -> u16 {
         match role {
             Role::Read => self.offer_reads(rng),
-            _ => self.offer_chains(role, offered, rng),
+            Role::OfCard(chains) => self.offer_chains(chains, offered, rng),
         }
     }
 
@@ -102,16 +115,16 @@ impl Ring<'_> {
     }
 
     /// Buffers, frames or commands of a card, hardly ever more than are free.
-    fn offer_chains(&self, role: Role, offered: u16, rng: &mut Rng) -> u16 {
+    fn offer_chains(&self, chains: Chains, offered: u16, rng: &mut Rng) -> u16 {
         let mut used = [0; 2];
         // Where the file was cut there is none.
         let _ = self.file.read_exact_at(&mut used, self.at + USED + 2);
         let under_way = offered.wrapping_sub(u16::from_le_bytes(used));
-        let free = if rng.one_in(16) { CHAINS } else { CHAINS.saturating_sub(under_way) };
+        let free = if rng.one_in(16) { UNDER_WAY } else { UNDER_WAY.saturating_sub(under_way) };
         let count = rng.below(u64::from(free) + 1) as u16;
         for index in (0..count).map(|at| offered.wrapping_add(at)) {
-            let chain = index % CHAINS;
-            self.write_chain(role, chain, rng);
+            let chain = index % UNDER_WAY;
+            self.write_chain(chains, chain, rng);
             self.put(AVAIL + 4 + 2 * u64::from(index % SIZE), &(chain * PIECES).to_le_bytes());
         }
         let offered = offered.wrapping_add(count);
@@ -119,21 +132,21 @@ impl Ring<'_> {
         offered
     }
 
-    fn write_chain(&self, role: Role, chain: u16, rng: &mut Rng) {
+    fn write_chain(&self, chains: Chains, chain: u16, rng: &mut Rng) {
         let at = BUFFERS + u64::from(chain) * BUFFER;
-        match role {
-            Role::Read | Role::Receive => {
+        match chains {
+            Chains::Receive => {
                 // Without room for a header the device takes nothing more from the ring.
                 let len =
                     if rng.one_in(64) { rng.below(12) } else { [12, 100, 1526, 1526, 4096][rng.index(5)] };
-                self.link(chain, &self.pieces((at, len as u32), Access::DeviceWrites, rng));
+                self.link(chain, &pieces((at, len as u32), Access::DeviceWrites, rng));
             }
-            Role::Send => {
+            Chains::Send => {
                 let frame = sent(rng);
                 self.put(at, &frame);
-                self.link(chain, &self.pieces((at, frame.len() as u32), Access::DeviceReads, rng));
+                self.link(chain, &pieces((at, frame.len() as u32), Access::DeviceReads, rng));
             }
-            Role::Control => {
+            Chains::Control => {
                 let command = command(rng);
                 self.put(at, &command);
                 let mut pieces = vec![((at, command.len() as u32), Access::DeviceReads)];
@@ -145,24 +158,12 @@ impl Ring<'_> {
         }
     }
 
-    /// A buffer, in one piece or several.
-    fn pieces(&self, (at, len): (u64, u32), access: Access, rng: &mut Rng) -> Vec<((u64, u32), Access)> {
-        let mut cuts = vec![0, len];
-        if len > 2 {
-            cuts.extend((0..rng.below(3)).map(|_| 1 + rng.below(u64::from(len) - 1) as u32));
-        }
-        cuts.sort_unstable();
-        cuts.dedup();
-        let piece = |ends: &[u32]| ((at + u64::from(ends[0]), ends[1] - ends[0]), access);
-        cuts.windows(2).map(piece).collect()
-    }
-
     fn link(&self, chain: u16, pieces: &[((u64, u32), Access)]) {
         let first = chain * PIECES;
         let mut table = Vec::new();
         for (index, (place, access)) in (first + 1..).zip(pieces) {
             let is_last = usize::from(index - first) == pieces.len();
-            let flags = if is_last { 0 } else { 1 } | if *access == Access::DeviceWrites { 2 } else { 0 };
+            let flags = u16::from(!is_last) | if *access == Access::DeviceWrites { 2 } else { 0 };
             table.extend(self.descriptor(*place, flags, index));
         }
         self.put(u64::from(first) * 16, &table);
@@ -174,6 +175,18 @@ impl Ring<'_> {
 enum Access {
     DeviceReads,
     DeviceWrites,
+}
+
+/// A buffer, in one piece or several.
+fn pieces((at, len): (u64, u32), access: Access, rng: &mut Rng) -> Vec<((u64, u32), Access)> {
+    let mut cuts = vec![0, len];
+    if len > 2 {
+        cuts.extend((0..rng.below(3)).map(|_| 1 + rng.below(u64::from(len) - 1) as u32));
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    let piece = |ends: &[u32]| ((at + u64::from(ends[0]), ends[1] - ends[0]), access);
+    cuts.windows(2).map(piece).collect()
 }
 
 /// A header and a frame: honest, or garbage, or with something left to be done to it.
