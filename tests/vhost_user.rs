@@ -7,6 +7,8 @@ mod card;
 mod enabled;
 #[path = "vhost_user/exercise.rs"]
 mod exercise;
+#[path = "vhost_user/frames.rs"]
+mod frames;
 #[path = "vhost_user/inflight.rs"]
 mod inflight;
 #[path = "vhost_user/life.rs"]

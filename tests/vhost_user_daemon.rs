@@ -13,6 +13,9 @@ mod prometheus;
 #[path = "vhost_user/raw.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod raw;
+#[path = "vhost_user/victim.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod victim;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -30,6 +33,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vhost_user_driver::blk::{BlkRequest, Operation};
 use vhost_user_driver::{BlkDriver, Options, exercise};
+use victim::Victim;
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -330,7 +334,7 @@ fn front_ends_without_number_leave_nothing_behind() {
             // Not a word.
             0 => drop(UnixStream::connect(&socket).expect("it listens")),
             // Memory, log and record, rings that are asked for nothing.
-            1 => drop(Cutter::connect(&socket)),
+            1 => drop(Cutter::connect(&socket, Victim::Disk)),
             // A request that is returned, and one that is in flight.
             remainder => {
                 let mut driver = BlkDriver::connect(&socket, &options).expect("a disk");
@@ -411,30 +415,33 @@ impl Held {
 /// Files that a front-end shortens under the daemon: in its sandbox too that ends the session, and not the process.
 #[test]
 fn a_file_cut_under_the_daemon_does_not_end_it() {
-    let folder = Folder::new();
-    let socket = folder.path("s");
-    let pipeline = "virtio-blk -> memory,size=1M";
-    let daemon = Daemon::start(&["--socket", &folder.at("s"), "--device", pipeline]);
-    for shared in Shared::ALL {
-        let mut cutter = Cutter::connect(&socket);
-        cutter.offer();
-        cutter.cut(shared);
-        cutter.ring_doorbell();
-        assert!(cutter.is_disconnected(), "{shared:?}");
+    let victims =
+        [(Victim::Disk, "virtio-blk -> memory,size=1M"), (Victim::Card, "virtio-net,queues=2 -> loopback")];
+    for (victim, pipeline) in victims {
+        let folder = Folder::new();
+        let socket = folder.path("s");
+        let daemon = Daemon::start(&["--socket", &folder.at("s"), "--device", pipeline]);
+        for &shared in Shared::of(victim) {
+            let mut cutter = Cutter::connect(&socket, victim);
+            is_served(&mut cutter);
+            cutter.cut(shared);
+            assert!(cutter.is_disconnected(), "{shared:?}");
+        }
+        let mut cutter = Cutter::connect(&socket, victim);
+        is_served(&mut cutter);
+        drop(cutter);
+        daemon.signal("TERM");
+        let (status, _, complaints) = daemon.end();
+        assert_eq!(status.code(), Some(0));
+        assert!(complaints.contains("the front-end shortened a file behind its memory"), "{complaints}");
     }
-    let mut cutter = Cutter::connect(&socket);
-    cutter.offer();
-    cutter.ring_doorbell();
+}
+
+fn is_served(cutter: &mut Cutter) {
     let begun = Instant::now();
-    while cutter.used() == 0 {
+    while !cutter.is_served() {
         assert!(begun.elapsed() < PATIENCE, "an honest request is not served");
-        std::thread::sleep(Duration::from_millis(1));
     }
-    drop(cutter);
-    daemon.signal("TERM");
-    let (status, _, complaints) = daemon.end();
-    assert_eq!(status.code(), Some(0));
-    assert!(complaints.contains("the front-end shortened a file behind its memory"), "{complaints}");
 }
 
 /// A server of a disk that takes a minute for each write, on that socket; nothing where there is none.

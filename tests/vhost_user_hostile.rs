@@ -7,12 +7,16 @@
 mod attacker;
 #[path = "vhost_user/cut.rs"]
 mod cut;
+#[path = "vhost_user/frames.rs"]
+mod frames;
 #[path = "vhost_user/raw.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod raw;
 #[path = "vhost_user/rig.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod rig;
+#[path = "vhost_user/victim.rs"]
+mod victim;
 
 use attacker::{Attacker, Odd};
 use cut::{Cutter, Shared};
@@ -20,11 +24,14 @@ use iovirt_core::test_utils::{Rng, rounds_or, seed_or};
 use raw::{NEED_REPLY, Raw, code, longs, memory, words};
 use rig::{DISK, PATIENCE, POLL, Served, small, wait_until, within_limit};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::span;
-use vhost_user_driver::{BlkRequest, MemoryMap, Operation, Options, exercise};
+use vhost_user_driver::net::NetDriver;
+use vhost_user_driver::{BlkDriver, BlkRequest, MemoryMap, Operation, Options, exercise};
+use victim::Victim;
 
 /// One test at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -73,37 +80,60 @@ fn is_free(served: &Served) {
     wait_until("the front-end is let go of", || !served.device().is_connected());
 }
 
+fn is_card(served: &Served) -> bool {
+    served.device().name() == "virtio-net"
+}
+
+fn card_driver(path: &Path) -> NetDriver {
+    let options = Options { queue_size: 64, slots: 64, ..frames::options(4) };
+    NetDriver::connect(path, &options).unwrap()
+}
+
+/// That an honest front-end of a card sends, and gets back, over each pair.
+const FRAMES: u32 = 50;
+
+/// An honest front-end of a disk or a card gets what it wants.
 fn serves(served: &Served) {
-    let mut driver = served.connect(&small(2));
-    for queue in &mut driver.queues {
-        exercise::requests(queue, exercise::SECTORS, 1);
+    if is_card(served) {
+        frames::round_trips(&mut card_driver(&served.socket()), FRAMES);
+    } else {
+        let mut driver = served.connect(&small(2));
+        for queue in &mut driver.queues {
+            exercise::requests(queue, exercise::SECTORS, 1);
+        }
     }
-    drop(driver);
     is_free(served);
 }
 
 #[test]
-fn whatever_a_front_end_sends_the_next_one_is_served() {
+fn whatever_a_front_end_sends_to_a_disk_the_next_one_is_served() {
+    attack(Victim::Disk, "virtio-blk,queues=2,queue-size=256 -> delay,time=20us -> memory,size=64M");
+}
+
+#[test]
+fn whatever_a_front_end_sends_to_a_card_the_next_one_is_served() {
+    attack(Victim::Card, "virtio-net,queues=2,queue-size=256 -> delay,time=20us -> loopback");
+}
+
+fn attack(victim: Victim, description: &'static str) {
     let _alone = alone();
     let seed = seed_or(0xf0e5);
     println!("seed {seed:#x}");
     within_limit("a hostile front-end", move || {
         for poll in [Duration::ZERO, POLL] {
-            let served = Served::new(
-                "virtio-blk,queues=2,queue-size=256 -> delay,time=20us -> memory,size=64M",
-                2,
-                poll,
-            );
+            let served = Served::new(description, 2, poll);
             let odd = Odd::new();
             serves(&served);
             let (before, memory_before, lines_before) = (held(), resident(), LINES.load(Ordering::Relaxed));
-            let mut sent = 0;
-            for round in 0..rounds_or(600) {
+            let (mut sent, mut honest) = (0, 1);
+            let rounds = rounds_or(600);
+            for round in 0..rounds {
                 let mut rng = Rng::new(seed.wrapping_add(round));
-                sent += Attacker::new(&served.socket(), &odd, &mut rng).attack();
+                sent += Attacker::new(&served.socket(), victim, &odd, &mut rng).attack();
                 if round % 50 == 49 {
                     is_free(&served);
                     serves(&served);
+                    honest += 1;
                     let now = held();
                     assert!(
                         now.0 <= before.0 && now.1 <= before.1,
@@ -118,29 +148,58 @@ fn whatever_a_front_end_sends_the_next_one_is_served() {
             println!("{poll:?}: {sent} messages, {grown} bytes more, {lines} lines in the log");
             assert!(grown < 64 << 20, "{grown} bytes more");
             assert!(lines < 400, "{lines} lines in the log");
+            if is_card(&served) && rounds >= 100 {
+                // It got frames of its own, and had commands obeyed.
+                let [receive, .., control] = &*served.device().counters() else { panic!("several queues") };
+                assert!(receive.chains > (honest + 1) * FRAMES as u64, "{receive:?}, {honest} honest ones");
+                assert!(control.chains > 0);
+            }
         }
     });
 }
 
 #[test]
 fn a_front_end_dropped_under_load_leaves_nothing() {
-    let _alone = alone();
-    within_limit("a front-end under load", || {
-        let text = "virtio-blk,queues=2,queue-size=256 -> delay,time=300us -> memory,size=64M";
-        let served = Served::new(text, 2, POLL);
-        serves(&served);
-        let before = held();
-        let mut most = before;
-        for round in 0..rounds_or(60) {
-            let map = if round % 2 == 0 { MemoryMap::OneRegion } else { MemoryMap::TwoRegions };
-            let options = Options { memory_map: map, ..small(2) };
-            let mut driver = served.connect(&options);
+    dropped_under_load(
+        "virtio-blk,queues=2,queue-size=256 -> delay,time=300us -> memory,size=64M",
+        |path, map| {
+            let mut driver = BlkDriver::connect(path, &Options { memory_map: map, ..small(2) }).unwrap();
             for queue in &mut driver.queues {
                 for slot in 0..queue.slots() {
                     queue.submit(slot, BlkRequest { operation: Operation::Write, sector: 0, len: 4096 });
                 }
                 queue.publish().unwrap();
             }
+            driver
+        },
+    );
+}
+
+/// Half of its frames are on their way, and its buffers for those that come are with the device.
+#[test]
+fn a_front_end_of_a_card_dropped_under_load_leaves_nothing() {
+    dropped_under_load("virtio-net,queues=2,queue-size=256 -> delay,time=300us -> loopback", |path, map| {
+        let options = Options { memory_map: map, queue_size: 64, slots: 64, ..frames::options(4) };
+        let mut driver = NetDriver::connect(path, &options).unwrap();
+        for (_, sender) in &mut driver.pairs {
+            while sender.send(&frames::frame(0, 7)).unwrap() {}
+            sender.publish().unwrap();
+        }
+        driver
+    });
+}
+
+/// A front-end that comes with load and goes at once, again and again.
+fn dropped_under_load<D: 'static>(description: &'static str, load: fn(&Path, MemoryMap) -> D) {
+    let _alone = alone();
+    within_limit("a front-end under load", move || {
+        let served = Served::new(description, 2, POLL);
+        serves(&served);
+        let before = held();
+        let mut most = before;
+        for round in 0..rounds_or(60) {
+            let map = if round % 2 == 0 { MemoryMap::OneRegion } else { MemoryMap::TwoRegions };
+            let driver = load(&served.socket(), map);
             let now = held();
             most = (most.0.max(now.0), most.1.max(now.1));
             drop(driver);
@@ -155,33 +214,40 @@ fn a_front_end_dropped_under_load_leaves_nothing() {
 
 /// Files that are shortened while the device uses them: whoever touches what is gone goes on, and the session ends.
 #[test]
-fn a_file_cut_under_the_device_ends_the_session_and_no_more() {
+fn a_file_cut_under_a_disk_ends_the_session_and_no_more() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let image = folder.path().join("disk.img");
+    std::fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).unwrap();
+    cut(Victim::Disk, "memory,size=64M");
+    // What the kernel copies is missed by the kernel.
+    for options in ["", ",engine=threads", ",direct=on", ",inline=on"] {
+        cut(Victim::Disk, &format!("file,path={}{options}", image.display()));
+    }
+}
+
+/// The same: of a card the buffers of what it sends are files of their own.
+#[test]
+fn a_file_cut_under_a_card_ends_the_session_and_no_more() {
+    cut(Victim::Card, "loopback");
+}
+
+fn cut(victim: Victim, below: &str) {
     let _alone = alone();
-    within_limit("files that are cut", || {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let image = folder.path().join("disk.img");
-        std::fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).unwrap();
-        let file = |options: &str| format!("file,path={}{options}", image.display());
-        let below = [
-            "memory,size=64M".to_owned(),
-            file(""),
-            file(",engine=threads"),
-            file(",direct=on"),
-            file(",inline=on"),
-        ];
-        for (below, poll) in below.iter().flat_map(|below| [(below, Duration::ZERO), (below, POLL)]) {
-            let served = Served::new(&format!("virtio-blk,queues=2,queue-size=64 -> {below}"), 2, poll);
+    let device = match victim {
+        Victim::Disk => "virtio-blk",
+        Victim::Card => "virtio-net",
+    };
+    let description = format!("{device},queues=2,queue-size=64 -> {below}");
+    within_limit("files that are cut", move || {
+        for poll in [Duration::ZERO, POLL] {
+            let served = Served::new(&description, 2, poll);
             serves(&served);
             let before = held();
-            for shared in Shared::ALL {
-                let mut cutter = Cutter::connect(&served.socket());
-                cutter.offer();
-                cutter.ring_doorbell();
-                wait_until("an honest request is served", || cutter.used() == 1);
-                cutter.offer();
+            for &shared in Shared::of(victim) {
+                let mut cutter = Cutter::connect(&served.socket(), victim);
+                wait_until("an honest request is served", || cutter.is_served());
                 cutter.cut(shared);
-                cutter.ring_doorbell();
-                assert!(cutter.is_disconnected(), "{shared:?}, {below}");
+                assert!(cutter.is_disconnected(), "{shared:?}, {description}");
                 drop(cutter);
                 is_free(&served);
                 wait_until("all is let go of", || held() == before);

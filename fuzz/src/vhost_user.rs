@@ -1,12 +1,21 @@
 //! A vhost-user front-end that sends anything: messages, descriptors of a few kinds, and rings in the memory that it shares.
 //!
-//! The first byte says how much of an honest beginning there is; then come steps: messages, nearly good or not, and what the memory
-//! holds. All of it lies in the socket before the server begins, and the front-end has left by then, so that an input does the same
-//! each time, as far as threads can. In the end an honest front-end connects to the same device, and its request must be served.
+//! The first byte says whether it is a disk or a card, and how much of an honest beginning there is; then come steps: messages, nearly good
+//! or not, what the memory holds, and files that are cut. All of it lies in the socket before the server begins, and the front-end has left
+//! by then, so that an input does the same each time, as far as threads can; but a file can only be cut under a server that has it, so
+//! from there on the server is at work. In the end an honest front-end connects to the same device, and its request must be served, or
+//! its frame come back.
+//!
+//! The fuzzer touches the files by calls: a bus error would be its own.
 
+mod honest;
+mod seeds;
+
+pub use seeds::seeds;
+
+use crate::device;
 use crate::input::Input;
 use iovirt::registry::Registry;
-use iovirt_core::dma::{DmaSpace, Region, shared_memory};
 use iovirt_core::doorbell::Doorbell;
 use iovirt_core::socket::send_now;
 use iovirt_core::worker::UringPolicy;
@@ -14,38 +23,54 @@ use iovirt_core::{WorkerConfig, WorkerThread};
 use iovirt_frontends::virtio::transport::vhost_user::{Stopper, VhostUserDevice};
 use std::cell::RefCell;
 use std::fs::File;
+use std::io::Read;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Where the front-end's memory is for the guest and for itself, and its length.
 const GUEST: u64 = 0x10_0000;
 const USER: u64 = 0x7000_0000;
 const LEN: u64 = 0x2_0000;
-/// Entries of a ring, and offsets of its parts; the second ring lies behind the first.
+/// Length of the log.
+const LOG_LEN: u64 = 0x3000;
+/// Entries of a ring, and offsets of its parts; the next ring lies behind it.
 const SIZE: u32 = 16;
 const AVAIL: u64 = 0x400;
 const USED: u64 = 0x600;
 const RING: u64 = 0x1000;
+/// Behind the last ring of a card.
+const RINGS_END: u64 = 5 * RING;
 /// Offset of the header, the data and the status of the honest request.
 const HEADER: u64 = 0x8000;
 const DATA: u64 = 0x9000;
 const STATUS: u64 = 0xa000;
 /// Messages of one input: the answers must fit into a socket that nobody reads.
-const MESSAGES: usize = 40;
+const MESSAGES: usize = 60;
+/// Files that an input cuts, and how long it waits for a server that waits itself, for the rest of a message.
+const CUTS: usize = 3;
+const HEARD: Duration = Duration::from_millis(20);
 /// How long anything may take.
 const HANG: Duration = Duration::from_secs(20);
 
-const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16;
+const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16;
+/// A record of chains in flight, which a card does not have.
+const INFLIGHT: u64 = 1 << 12;
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
 const LOG_ALL: u64 = 1 << 26;
+/// Of a card: several pairs; frames in several buffers, offloads, the queue for control and what it sets.
+const PAIRS: u64 = 1 << 22;
+const CARD: u64 =
+    1 | 1 << 1 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 15 | 1 << 17 | 1 << 18 | 1 << 23;
 
 /// Numbers of requests ("Front-end message types").
 const SET_FEATURES: u8 = 2;
 const SET_MEM_TABLE: u8 = 5;
 const SET_LOG_BASE: u8 = 6;
+const SET_LOG_FD: u8 = 7;
 const SET_VRING_NUM: u8 = 8;
 const SET_VRING_ADDR: u8 = 9;
 const SET_VRING_BASE: u8 = 10;
@@ -55,12 +80,57 @@ const SET_PROTOCOL_FEATURES: u8 = 16;
 const SET_VRING_ENABLE: u8 = 18;
 const SET_INFLIGHT_FD: u8 = 32;
 
+/// What front-ends connect to. The next bits of the first byte mean something for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Disk,
+    Card,
+}
+
+impl Victim {
+    fn of(data: &[u8]) -> Self {
+        if data.first().is_some_and(|how| how & 0x20 != 0) { Self::Card } else { Self::Disk }
+    }
+
+    fn description(self) -> &'static str {
+        match self {
+            Self::Disk => device::DISK,
+            Self::Card => device::CARD,
+        }
+    }
+
+    fn rings(self) -> u8 {
+        match self {
+            Self::Disk => 2,
+            Self::Card => 5,
+        }
+    }
+
+    fn protocol(self) -> u64 {
+        match self {
+            Self::Disk => PROTOCOL | INFLIGHT,
+            Self::Card => PROTOCOL,
+        }
+    }
+
+    /// Of a card, bit 6: no several pairs, so that the third ring is for control. Bit 7: nothing but those.
+    fn features(self, how: u8) -> u64 {
+        let own = match self {
+            Self::Disk => 0,
+            Self::Card => (if how & 0x40 == 0 { PAIRS } else { 0 }) | if how & 0x80 == 0 { CARD } else { 0 },
+        };
+        own | FEATURES | if how & 8 == 0 { 0 } else { LOG_ALL }
+    }
+}
+
 /// The device, its server in a thread, and what front-ends share with it.
 struct Rig {
+    victim: Victim,
     streams: Sender<UnixStream>,
     ends: Receiver<()>,
-    memory: OwnedFd,
-    view: DmaSpace,
+    memory: File,
+    log: File,
+    doorbells: Vec<Doorbell>,
     fds: Vec<OwnedFd>,
     rounds: u64,
     held: usize,
@@ -68,7 +138,7 @@ struct Rig {
 }
 
 thread_local! {
-    static RIG: RefCell<Option<Rig>> = const { RefCell::new(None) };
+    static RIGS: RefCell<Option<[Rig; 2]>> = const { RefCell::new(None) };
 }
 
 /// Plays an input.
@@ -76,8 +146,10 @@ thread_local! {
 /// # Panics
 /// Where the server does, hangs, or does not serve the next front-end.
 pub fn run(data: &[u8]) {
-    RIG.with_borrow_mut(|rig| {
-        let rig = rig.get_or_insert_with(Rig::new);
+    RIGS.with_borrow_mut(|rigs| {
+        // Both at once: descriptors are counted.
+        let rigs = rigs.get_or_insert_with(|| [Victim::Disk, Victim::Card].map(Rig::new));
+        let rig = &mut rigs[Victim::of(data) as usize];
         rig.attack(&mut Input::new(data));
         rig.must_serve();
         rig.must_hold_nothing();
@@ -85,12 +157,12 @@ pub fn run(data: &[u8]) {
 }
 
 impl Rig {
-    fn new() -> Self {
+    fn new(victim: Victim) -> Self {
         let config = WorkerConfig { uring: UringPolicy::Off, ..WorkerConfig::default() };
         let worker = WorkerThread::spawn("fuzz", config).expect("a worker");
-        let disk = "virtio-blk,queues=2,queue-size=64 -> memory,size=64K".parse().expect("a description");
-        let disk = Registry::standard().build_virtio(&disk).expect("a disk");
-        let device = VhostUserDevice::new(disk, &[worker.handle().clone()]).expect("a device");
+        let description = victim.description().parse().expect("a description");
+        let device = Registry::standard().build_virtio(&description).expect("a device");
+        let device = VhostUserDevice::new(device, &[worker.handle().clone()]).expect("a device");
         let (streams, incoming) = channel::<UnixStream>();
         let (ended, ends) = channel();
         std::thread::spawn(move || {
@@ -103,22 +175,21 @@ impl Rig {
                 }
             }
         });
-        let memory = OwnedFd::from(shared_memory(LEN).expect("memory"));
-        let region = Region::from_file(0, LEN, memory.as_fd(), 0).expect("memory");
+        let (memory, log) = (unsealed(LEN), unsealed(LOG_LEN));
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let (one, _) = UnixStream::pair().expect("a pair of sockets");
-        let eventfd = Doorbell::new().expect("an eventfd");
+        let doorbells: Vec<_> = (0..=victim.rings()).map(|_| Doorbell::new().expect("an eventfd")).collect();
+        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().expect("a descriptor");
         let fds = vec![
-            eventfd.as_fd().try_clone_to_owned().expect("a descriptor"),
-            shared_memory(0x3000).expect("memory").into(),
+            duplicate(doorbells[usize::from(victim.rings())].as_fd()),
+            duplicate(log.as_fd()),
             reader.into(),
             writer.into(),
             one.into(),
             File::open("/dev/null").expect("it is everywhere").into(),
             File::open("/").expect("it is everywhere").into(),
         ];
-        let view = DmaSpace::from_regions(vec![region]).expect("memory");
-        Self { streams, ends, memory, view, fds, rounds: 0, held: 0, _worker: worker }
+        Self { victim, streams, ends, memory, log, doorbells, fds, rounds: 0, held: 0, _worker: worker }
     }
 
     fn fd(&self, kind: u8) -> BorrowedFd<'_> {
@@ -128,59 +199,27 @@ impl Rig {
         }
     }
 
+    /// Files of their whole length again, and no rings in them.
+    fn refresh(&self) {
+        self.memory.set_len(LEN).expect("memory");
+        self.log.set_len(LOG_LEN).expect("memory");
+        self.put(0, &[0; RINGS_END as usize]);
+    }
+
+    /// A file that was cut is long enough again for this.
     fn put(&self, offset: u64, bytes: &[u8]) {
-        // What reaches beyond the end is left out.
-        let _ = self.view.view().write(offset, bytes);
+        self.memory.write_all_at(bytes, offset).expect("memory");
     }
 
     fn attack(&self, input: &mut Input<'_>) {
-        self.put(0, &[0; 0x4000]);
-        let mut session = FrontEnd { rig: self, socket: connect(), sent: 0 };
-        let server = session.socket.1.take().expect("it is fresh");
+        self.refresh();
+        let mut session = FrontEnd::new(self);
         session.begin(input.u8());
         while !input.is_empty() && session.sent < MESSAGES {
             session.step(input);
         }
-        let _ = session.socket.0.shutdown(Shutdown::Write);
-        self.streams.send(server).expect("the server is there");
-        self.ends.recv_timeout(HANG).expect("the session ends");
-    }
-
-    /// An honest front-end reads the first sector.
-    fn must_serve(&self) {
-        self.put(0, &[0; 0x2000]);
-        self.put(HEADER, &[0; 16]);
-        self.put(STATUS, &[0xff]);
-        let descriptor = |address: u64, len: u32, flags: u16, next: u16| {
-            [
-                longs(&[address]),
-                len.to_le_bytes().to_vec(),
-                flags.to_le_bytes().to_vec(),
-                next.to_le_bytes().to_vec(),
-            ]
-            .concat()
-        };
-        let chain = [
-            descriptor(GUEST + HEADER, 16, 1, 1),
-            descriptor(GUEST + DATA, 512, 3, 2),
-            descriptor(GUEST + STATUS, 1, 2, 0),
-        ];
-        self.put(0, &chain.concat());
-        self.put(AVAIL, &[0, 0, 1, 0, 0, 0]);
-        let mut session = FrontEnd { rig: self, socket: connect(), sent: 0 };
-        self.streams.send(session.socket.1.take().expect("it is fresh")).expect("the server is there");
-        session.begin(0b11);
-        let begun = Instant::now();
-        let mut used = [0; 2];
-        while used != [1, 0] {
-            assert!(begun.elapsed() < HANG, "an honest request is not served");
-            std::thread::yield_now();
-            self.view.view().read(USED + 2, &mut used).expect("it is mapped");
-        }
-        let mut status = [0];
-        self.view.view().read(STATUS, &mut status).expect("it is mapped");
-        assert_eq!(status, [0], "an honest request fails");
-        drop(session);
+        let _ = session.socket.shutdown(Shutdown::Write);
+        session.let_serve();
         self.ends.recv_timeout(HANG).expect("the session ends");
     }
 
@@ -196,10 +235,11 @@ impl Rig {
     }
 }
 
-/// Both ends of a connection; the server's is taken.
-fn connect() -> (UnixStream, Option<UnixStream>) {
-    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-    (ours, Some(theirs))
+/// A file in memory that can be cut.
+fn unsealed(len: u64) -> File {
+    let file = tempfile::tempfile_in("/dev/shm").expect("memory");
+    file.set_len(len).expect("memory");
+    file
 }
 
 fn longs(longs: &[u64]) -> Vec<u8> {
@@ -213,33 +253,73 @@ fn words(words: &[u32]) -> Vec<u8> {
 /// One connection.
 struct FrontEnd<'a> {
     rig: &'a Rig,
-    socket: (UnixStream, Option<UnixStream>),
+    socket: UnixStream,
+    /// The other end, for as long as nobody serves it.
+    server: Option<UnixStream>,
     sent: usize,
+    cuts: usize,
 }
 
-impl FrontEnd<'_> {
+impl<'a> FrontEnd<'a> {
+    fn new(rig: &'a Rig) -> Self {
+        let (socket, server) = UnixStream::pair().expect("a pair of sockets");
+        Self { rig, socket, server: Some(server), sent: 0, cuts: 0 }
+    }
+
+    /// Whatever was sent is served from now on.
+    fn let_serve(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.rig.streams.send(server).expect("the server is there");
+        }
+    }
+
+    /// Waits until the server has obeyed all that was sent, or is gone: either way it lets go of a descriptor that came last.
+    fn wait_until_heard(&mut self) {
+        let (mut probe, last) = UnixStream::pair().expect("a pair of sockets");
+        self.send(SET_LOG_FD, 1, &[], &[last.as_fd()]);
+        drop(last);
+        probe.set_read_timeout(Some(HEARD)).expect("it is a socket");
+        // What waits for the rest of a message is not waited for.
+        let _ = probe.read(&mut [0]);
+    }
+
+    /// Cuts a file under the server, and rings the doorbells.
+    fn cut(&mut self, input: &mut Input<'_>) {
+        let (which, pages) = (input.u8(), u64::from(input.u8()));
+        if self.cuts == CUTS {
+            return;
+        }
+        self.cuts += 1;
+        self.let_serve();
+        self.wait_until_heard();
+        let (file, len) = if which & 1 == 0 { (&self.rig.memory, LEN) } else { (&self.rig.log, LOG_LEN) };
+        file.set_len(pages * 0x1000 % (len + 0x1000)).expect("memory");
+        self.rig.doorbells.iter().for_each(Doorbell::ring);
+    }
+
     fn send(&mut self, code: u8, flags: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) {
         self.sent += 1;
         let message = [words(&[code.into(), flags, payload.len() as u32]), payload.to_vec()].concat();
         // What does not fit is lost.
-        let _ = send_now(&self.socket.0, &message, fds);
+        let _ = send_now(&self.socket, &message, fds);
     }
 
-    /// Bit 0: features and memory. Bit 1: the first ring. Bit 2: the second. Bit 3: a log. Bit 4: a record of chains in flight.
+    /// Bit 0: features and memory. Bit 1: the first ring. Bit 2: the second. Bit 3: a log. Bit 4: a disk's record of chains in flight, or a
+    /// card's other rings. Bit 5: it is a card.
     fn begin(&mut self, how: u8) {
         let rig = self.rig;
+        let victim = rig.victim;
         if how & 1 == 0 {
             return;
         }
-        let features = if how & 8 == 0 { FEATURES } else { FEATURES | LOG_ALL };
-        self.send(SET_PROTOCOL_FEATURES, 1, &longs(&[PROTOCOL]), &[]);
-        self.send(SET_FEATURES, 1, &longs(&[features]), &[]);
+        self.send(SET_PROTOCOL_FEATURES, 1, &longs(&[victim.protocol()]), &[]);
+        self.send(SET_FEATURES, 1, &longs(&[victim.features(how)]), &[]);
         let table = [words(&[1, 0]), longs(&[GUEST, LEN, USER, 0])].concat();
         self.send(SET_MEM_TABLE, 1, &table, &[rig.memory.as_fd()]);
         if how & 8 != 0 {
-            self.send(SET_LOG_BASE, 1, &longs(&[64, 0x100]), &[rig.fds[1].as_fd()]);
+            self.send(SET_LOG_BASE, 1, &longs(&[64, 0x100]), &[rig.log.as_fd()]);
         }
-        if how & 16 != 0 {
+        if how & 16 != 0 && victim == Victim::Disk {
             // In the memory that the input fills, behind the rings.
             let spec = [longs(&[0x1000, 0x2000]), vec![2, 0, SIZE as u8, 0]].concat();
             self.send(SET_INFLIGHT_FD, 1, &spec, &[rig.memory.as_fd()]);
@@ -248,6 +328,9 @@ impl FrontEnd<'_> {
             if how & (2 << ring) != 0 {
                 self.start(ring);
             }
+        }
+        if how & 16 != 0 {
+            (2..victim.rings().into()).for_each(|ring| self.start(ring));
         }
     }
 
@@ -258,7 +341,7 @@ impl FrontEnd<'_> {
         self.send(SET_VRING_BASE, 1, &words(&[ring, 0]), &[]);
         let addresses = [words(&[ring, 0]), longs(&[at, at + USED, at + AVAIL, 0])].concat();
         self.send(SET_VRING_ADDR, 1, &addresses, &[]);
-        self.send(SET_VRING_KICK, 1, &longs(&[ring.into()]), &[rig.fds[0].as_fd()]);
+        self.send(SET_VRING_KICK, 1, &longs(&[ring.into()]), &[rig.doorbells[ring as usize].as_fd()]);
         self.send(SET_VRING_ENABLE, 1, &words(&[ring, 1]), &[]);
     }
 
@@ -281,7 +364,8 @@ impl FrontEnd<'_> {
     fn step(&mut self, input: &mut Input<'_>) {
         let rig = self.rig;
         let flags = 1 | u32::from(input.u8() & 1) << 3;
-        match input.u8() % 8 {
+        let rings = rig.victim.rings();
+        match input.u8() % 9 {
             0 => {
                 let (code, len, count) = (input.u8() % 44, usize::from(input.u8()), input.u8() % 4);
                 let kinds: Vec<u8> = (0..count).map(|_| input.u8()).collect();
@@ -296,12 +380,13 @@ impl FrontEnd<'_> {
                 self.send(code, flags, &words(&[ring, value]), &[]);
             }
             2 => {
-                let ring = u32::from(input.u8() % 3);
+                let ring = u32::from(input.u8() % (rings + 1));
                 let addresses: [u64; 4] = std::array::from_fn(|_| Self::long(input));
                 self.send(SET_VRING_ADDR, flags, &[words(&[ring, 0]), longs(&addresses)].concat(), &[]);
             }
             3 => {
-                let (code, ring, kind) = (SET_VRING_KICK + input.u8() % 3, input.u8() % 3, input.u8());
+                let (code, ring, kind) =
+                    (SET_VRING_KICK + input.u8() % 3, input.u8() % (rings + 1), input.u8());
                 let fds = [rig.fd(kind)];
                 self.send(code, flags, &longs(&[ring.into()]), if kind & 0x80 == 0 { &fds } else { &[] });
             }
@@ -319,56 +404,16 @@ impl FrontEnd<'_> {
                 self.send(code, flags, &payload, if code == 38 { &[] } else { &fds });
             }
             5 => {
-                let (offset, len) = (u64::from(input.u16() % 0x3800), usize::from(input.u8()));
+                let (offset, len) = (u64::from(input.u16() % 0xb800), usize::from(input.u8()));
                 rig.put(offset, input.bytes(len));
             }
-            6 => self.start(u32::from(input.u8() % 2)),
-            _ => {
+            6 => self.start(u32::from(input.u8() % rings)),
+            7 => {
                 let len = usize::from(input.u8());
                 self.sent += 1;
-                let _ = send_now(&self.socket.0, input.bytes(len), &[]);
+                let _ = send_now(&self.socket, input.bytes(len), &[]);
             }
+            _ => self.cut(input),
         }
     }
-}
-
-/// Honest lives, a ring with a request in flight in its record, rings that are taken back and moved, odd memory.
-pub fn seeds() -> Vec<Vec<u8>> {
-    let write = |offset: u16, bytes: &[u8]| {
-        [&[0, 5][..], &offset.to_le_bytes(), &[bytes.len() as u8], bytes].concat()
-    };
-    let descriptor = |address: u64, len: u32, flags: u16, next: u16| {
-        [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat()
-    };
-    let chain = [
-        descriptor(GUEST + HEADER, 16, 1, 1),
-        descriptor(GUEST + DATA, 512, 3, 2),
-        descriptor(GUEST + STATUS, 1, 2, 0),
-    ];
-    let offered = [write(0, &chain.concat()), write(AVAIL as u16, &[0, 0, 1, 0, 0, 0])].concat();
-    let record = [write(0x2008, &[1, 0, 16, 0]), write(0x2010, &[1])].concat();
-    let stop = [1, 1, 2, 0, 0, 0];
-    let region = |code: u8, kind: u8, places: [(u8, u16); 4]| {
-        let places = places.iter().flat_map(|(base, offset)| [&[*base][..], &offset.to_le_bytes()].concat());
-        [1, 4, code, kind].into_iter().chain(places).collect::<Vec<u8>>()
-    };
-    let more = region(0, 1, [(7, 0x8000), (0, 0xb000), (7, 0x9000), (0, 0x8000)]);
-    let less = region(1, 1, [(7, 0x8000), (0, 0xb000), (7, 0x9000), (0, 0x8000)]);
-    vec![
-        [&[3][..], &offered].concat(),
-        [&[0b1111][..], &offered, &stop, &[0, 6, 0], &stop].concat(),
-        [&[0b10011][..], &offered, &record, &stop].concat(),
-        [&[3][..], &offered, &more, &less, &more].concat(),
-        [
-            &[1][..],
-            &[1, 3, 0, 0, 2],
-            &[1, 2, 0],
-            &[2, 0, 0x80, 2, 0, 0x90, 2, 0, 0xa0, 0, 0, 0x80],
-            &[0, 6, 0],
-        ]
-        .concat(),
-        [&[3][..], &offered, &[0, 0, 34, 0, 0], &[0, 6, 1], &[0, 0, 24, 20, 0], &[0, 0, 0, 0, 8, 0, 0, 0]]
-            .concat(),
-        [&[0][..], &[0, 7, 12, 5, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0, 0]].concat(),
-    ]
 }

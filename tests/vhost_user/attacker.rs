@@ -1,6 +1,6 @@
 //! A seeded generator of messages: good ones, nearly good ones, and bytes.
 
-use super::raw::{ALL_PROTOCOL, LOG_ALL, NEED_REPLY, Raw, code, config, longs, memory, words};
+use super::raw::{ALL_PROTOCOL, INFLIGHT, LOG_ALL, NEED_REPLY, Raw, code, config, longs, memory, words};
 use iovirt_core::test_utils::Rng;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,16 +12,12 @@ use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::raw::duplicate;
+use super::victim::{AVAIL, RING, Ring, SIZE, USED, Victim};
 
 /// Where the attacker's memory is for the guest and for itself, and its length.
 const GUEST: u64 = 0x10_0000;
 const USER: u64 = 0x7f00_0000_0000;
 const LEN: u64 = 0x10_0000;
-/// Places in it, by offset: the ring of queue 0, and that of queue 1.
-const RINGS: [u64; 2] = [0, 0x2_0000];
-const AVAIL: u64 = 0x1000;
-const USED: u64 = 0x2000;
-const BUFFERS: u64 = 0x1_0000;
 
 /// Descriptors of every kind.
 pub(crate) struct Odd {
@@ -95,12 +91,15 @@ fn fill(pipe: &std::io::PipeWriter) {
 /// One hostile front-end.
 pub(crate) struct Attacker<'a> {
     raw: Raw,
+    victim: Victim,
     odd: &'a Odd,
     rng: &'a mut Rng,
     memory: OwnedFd,
     /// The log and the record, where there are some.
     more: Vec<File>,
-    kick: EventFd,
+    /// Each ring's doorbell, and how many chains were made available there.
+    kicks: Vec<EventFd>,
+    offered: Vec<u16>,
     listens: Listens,
     sent: u64,
 }
@@ -113,18 +112,21 @@ enum Listens {
 }
 
 impl<'a> Attacker<'a> {
-    pub(crate) fn new(path: &Path, odd: &'a Odd, rng: &'a mut Rng) -> Self {
+    pub(crate) fn new(path: &Path, victim: Victim, odd: &'a Odd, rng: &'a mut Rng) -> Self {
         let raw = Raw::connect(path);
         raw.stream.set_nonblocking(true).unwrap();
         let memory = OwnedFd::from(unsealed(LEN));
         let listens = if rng.one_in(8) { Listens::Never } else { Listens::Always };
+        let rings = victim.roles();
         Self {
             raw,
+            victim,
             odd,
             rng,
             memory,
             more: Vec::new(),
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            kicks: rings.iter().map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect(),
+            offered: vec![0; rings.len()],
             listens,
             sent: 0,
         }
@@ -136,10 +138,11 @@ impl<'a> Attacker<'a> {
             self.begin_well();
         }
         for _ in 0..self.rng.between(1, 60) {
-            let sent = match self.rng.below(13) {
+            let sent = match self.rng.below(15) {
                 0 => self.bytes(),
-                1 => self.requests(),
-                2 => self.resize(),
+                1 | 2 => self.requests(),
+                3 => self.resize(),
+                4 => self.move_memory(),
                 _ => self.message(),
             };
             if !sent {
@@ -172,9 +175,11 @@ impl<'a> Attacker<'a> {
 
     /// What an honest front-end does, up to rings that run.
     fn begin_well(&mut self) {
-        self.send(code::SET_PROTOCOL_FEATURES, &longs(&[ALL_PROTOCOL]), &[]);
-        let features = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | if self.rng.one_in(2) { LOG_ALL } else { 0 };
-        self.send(code::SET_FEATURES, &longs(&[features]), &[]);
+        let protocol = self.protocol();
+        self.send(code::SET_PROTOCOL_FEATURES, &longs(&[protocol]), &[]);
+        let log = if self.rng.one_in(2) { LOG_ALL } else { 0 };
+        let own = self.own_features();
+        self.send(code::SET_FEATURES, &longs(&[1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | log | own]), &[]);
         let memory = self.memory.try_clone().unwrap();
         let table = [words(&[1, 0]), longs(&[GUEST, LEN, USER, 0])].concat();
         self.send(code::SET_MEM_TABLE, &table, &[memory.as_fd()]);
@@ -183,7 +188,7 @@ impl<'a> Attacker<'a> {
             self.send(code::SET_LOG_BASE, &longs(&[4096, 0]), &[log.as_fd()]);
             self.more.push(log);
         }
-        if self.rng.one_in(3) {
+        if self.victim.keeps_record() && self.rng.one_in(3) {
             let file = unsealed(65536);
             if self.rng.one_in(2) {
                 let mut garbage = [0; 8192];
@@ -195,46 +200,76 @@ impl<'a> Attacker<'a> {
             self.send(code::SET_INFLIGHT_FD, &spec, &[file.as_fd()]);
             self.more.push(file);
         }
-        let kick = duplicate(&self.kick);
-        for (index, ring) in (0u32..).zip(RINGS) {
-            let at = USER + ring;
-            let addresses = [words(&[index, 0]), longs(&[at, at + USED, at + AVAIL, 0])].concat();
-            self.send(code::SET_VRING_NUM, &words(&[index, 64]), &[]);
-            self.send(code::SET_VRING_BASE, &words(&[index, 0]), &[]);
-            self.send(code::SET_VRING_ADDR, &addresses, &[]);
-            self.send(code::SET_VRING_KICK, &longs(&[index.into()]), &[kick.as_fd()]);
-            self.send(code::SET_VRING_ENABLE, &words(&[index, 1]), &[]);
+        for index in 0..self.offered.len() as u32 {
+            // One or the other is missing now and then.
+            if !self.rng.one_in(8) {
+                self.start(index);
+            }
         }
         self.requests();
     }
 
-    /// Reads of the disk on both rings, or rings of garbage; and the doorbell.
+    /// All that the device offers, of which front-ends take all.
+    fn protocol(&self) -> u64 {
+        if self.victim.keeps_record() { ALL_PROTOCOL } else { ALL_PROTOCOL & !INFLIGHT }
+    }
+
+    /// Most features that only this device has.
+    fn own_features(&mut self) -> u64 {
+        self.victim.feature_bits().iter().filter(|_| !self.rng.one_in(4)).map(|bit| 1 << bit).sum()
+    }
+
+    fn start(&mut self, index: u32) {
+        let kick = duplicate(&self.kicks[index as usize]);
+        let at = USER + u64::from(index) * RING;
+        let addresses = [words(&[index, 0]), longs(&[at, at + USED, at + AVAIL, 0])].concat();
+        self.send(code::SET_VRING_NUM, &words(&[index, SIZE.into()]), &[]);
+        self.send(code::SET_VRING_BASE, &words(&[index, 0]), &[]);
+        self.send(code::SET_VRING_ADDR, &addresses, &[]);
+        self.send(code::SET_VRING_KICK, &longs(&[index.into()]), &[kick.as_fd()]);
+        self.send(code::SET_VRING_ENABLE, &words(&[index, 1]), &[]);
+    }
+
+    /// What a driver has in the rings, or rings of garbage; and the doorbells.
     fn requests(&mut self) -> bool {
         let file = File::from(self.memory.try_clone().unwrap());
-        for ring in RINGS {
-            if self.rng.one_in(4) {
+        for (index, &role) in self.victim.roles().iter().enumerate() {
+            let at = index as u64 * RING;
+            if self.rng.one_in(8) {
                 let mut garbage = [0; 1024];
                 self.rng.fill(&mut garbage);
-                let at = ring + self.rng.below(USED + 512);
-                file.write_all_at(&garbage, at).unwrap();
+                file.write_all_at(&garbage, at + self.rng.below(USED + 512)).unwrap();
                 continue;
             }
-            let guest = |offset: u64| GUEST + ring + offset;
-            let descriptor = |address: u64, len: u32, flags: u16, next: u16| {
-                [longs(&[address]), words(&[len, u32::from(flags) | u32::from(next) << 16])].concat()
-            };
-            let table = [
-                descriptor(guest(BUFFERS), 16, 1, 1),
-                descriptor(guest(BUFFERS + 0x1000), 4096, 3, 2),
-                descriptor(guest(BUFFERS + 0x800), 1, 2, 0),
-            ];
-            file.write_all_at(&table.concat(), ring).unwrap();
-            file.write_all_at(&longs(&[0, self.rng.below(1000)]), ring + BUFFERS).unwrap();
-            file.write_all_at(&[0; 128], ring + AVAIL + 4).unwrap();
-            let index = self.rng.below(64) as u16;
-            file.write_all_at(&index.to_le_bytes(), ring + AVAIL + 2).unwrap();
+            let ring = Ring { file: &file, guest: GUEST, at };
+            self.offered[index] = ring.offer(role, self.offered[index], self.rng);
         }
-        self.kick.write(1).is_ok()
+        self.ring_doorbells()
+    }
+
+    fn ring_doorbells(&self) -> bool {
+        self.kicks.iter().all(|kick| kick.write(1).is_ok())
+    }
+
+    /// Other memory under rings that run and buffers that were offered: the same in other pieces, some of it, or a piece more or less.
+    fn move_memory(&mut self) -> bool {
+        let memory = self.memory.try_clone().unwrap();
+        let region = |(at, len, offset): (u64, u64, u64)| longs(&[GUEST + at, len, USER + at, offset]);
+        let at = [RING, 2 * RING, 4 * RING][self.rng.index(3)];
+        let (all, some, rest, more) = ((0, LEN, 0), (0, at, 0), (at, LEN - at, at), (LEN, LEN, 0));
+        let one_more = if self.rng.one_in(2) { rest } else { more };
+        let (code, regions) = match self.rng.below(5) {
+            0 => (code::SET_MEM_TABLE, vec![all]),
+            1 => (code::SET_MEM_TABLE, vec![some, rest]),
+            2 => (code::SET_MEM_TABLE, vec![some]),
+            3 => (code::ADD_MEM_REG, vec![one_more]),
+            _ => (code::REM_MEM_REG, vec![one_more]),
+        };
+        let head = if code == code::SET_MEM_TABLE { words(&[regions.len() as u32, 0]) } else { longs(&[0]) };
+        let fds = vec![memory.as_fd(); if code == code::REM_MEM_REG { 0 } else { regions.len() }];
+        let payload: Vec<u8> = head.into_iter().chain(regions.into_iter().flat_map(region)).collect();
+        let sent = self.send(code, &payload, &fds);
+        sent && self.requests()
     }
 
     /// Shortens a file that is shared, or brings it back to its length.
@@ -245,7 +280,7 @@ impl<'a> Attacker<'a> {
         let (file, len) = files[self.rng.index(files.len())];
         let len = if self.rng.one_in(3) { len } else { self.rng.below(len / 4096) * 4096 };
         file.set_len(len).unwrap();
-        self.kick.write(1).is_ok()
+        self.ring_doorbells()
     }
 
     /// Bytes, in pieces.
@@ -279,7 +314,7 @@ impl<'a> Attacker<'a> {
             payload.resize(len, 0);
         }
         let memory = self.memory.try_clone().unwrap();
-        let kick = duplicate(&self.kick);
+        let kick = duplicate(&self.kicks[self.rng.index(self.kicks.len())]);
         let own = [memory.as_fd(), kick.as_fd()];
         let odd = self.odd;
         let odd: Vec<_> = odd.all().collect();
@@ -321,7 +356,7 @@ impl<'a> Attacker<'a> {
         match self.rng.below(6) {
             0 => self.long() as u32,
             1 => 1 << self.rng.below(17),
-            _ => self.rng.below(3) as u32,
+            _ => self.rng.below(self.offered.len() as u64 + 1) as u32,
         }
     }
 
@@ -329,7 +364,8 @@ impl<'a> Attacker<'a> {
         match code {
             2 => {
                 let bits = [1 << 32, 1 << 30, LOG_ALL, 1 << 29, 1 << 9];
-                longs(&[bits.iter().filter(|_| !self.rng.one_in(3)).sum()])
+                let own = self.own_features();
+                longs(&[own + bits.iter().filter(|_| !self.rng.one_in(3)).sum::<u64>()])
             }
             5 => {
                 let count = self.rng.between(0, 4) as u32;
@@ -343,7 +379,7 @@ impl<'a> Attacker<'a> {
                 [words(&[self.word(), 0]), longs(&addresses)].concat()
             }
             12..=14 => longs(&[u64::from(self.word())]),
-            16 => longs(&[if self.rng.one_in(2) { ALL_PROTOCOL } else { self.long() }]),
+            16 => longs(&[if self.rng.one_in(2) { self.protocol() } else { self.long() }]),
             24 | 25 => {
                 let data = vec![7; self.rng.index(300)];
                 let offset = self.word();

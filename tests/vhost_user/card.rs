@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vhost_user_driver::Options;
+use super::frames::{frame, options};
 use vhost_user_driver::net::{NetDriver, Receiver, Sender};
 
 /// How long frames may take until they flow again.
@@ -15,21 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(5);
 /// Frames of each pair at the end, so that every buffer has its turn.
 const AT_LAST: u32 = 600;
-
-/// Several pairs (`VIRTIO_NET_F_MQ`): without, the third queue would be the one for control.
-pub(crate) fn options(queues: u16) -> Options {
-    Options { queues, features: Options::net().features | 1 << 22, ..Options::net() }
-}
-
-/// A frame that tells its pair and its number.
-pub(crate) fn frame(pair: usize, number: u32) -> Vec<u8> {
-    let mut frame = vec![0xff; 60 + number as usize % 1400];
-    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, pair as u8]);
-    frame[12..14].copy_from_slice(&[0x08, 0x00]);
-    let at = frame.len() - 4;
-    frame[at..].copy_from_slice(&number.to_le_bytes());
-    frame
-}
 
 /// The number of a frame.
 pub(crate) fn number(frame: &[u8]) -> u32 {

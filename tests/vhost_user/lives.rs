@@ -1,6 +1,7 @@
 //! A card whose server comes back in this process, over stages that hold frames, drop them and let them fail.
 
-use super::card::{frame, number, options, outlives_servers};
+use super::card::{number, outlives_servers};
+use super::frames::{frame, options};
 use super::raw::{Raw, code, duplicate, longs, words};
 use super::rig::{POLL, Served, wait_until, within_limit};
 use iovirt_backends::interposers::filter::{FilterControl, Verdict};

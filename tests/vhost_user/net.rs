@@ -1,41 +1,13 @@
 //! A network card: frames go round over each pair of queues, also over a front-end that comes and goes.
 
-use super::card::{frame, options};
+use super::frames::{frame, options, round_trips};
 use super::raw::{Raw, code, duplicate, longs, words};
 use super::rig::{POLL, Served, within_limit};
 use std::os::fd::AsFd;
 use std::time::Duration;
-use vhost_user_driver::Error;
 use vhost_user_driver::net::NetDriver;
 
 const CARD: &str = "virtio-net,mac=52:54:00:12:34:56,queues=2,queue-size=256 -> loopback";
-
-/// How many frames a network may lose: those that come before there is anything to receive into.
-const LOST: u32 = 5;
-
-fn round_trips(driver: &mut NetDriver, count: u32) {
-    std::thread::scope(|scope| {
-        for (pair, (receiver, sender)) in driver.pairs.iter_mut().enumerate() {
-            scope.spawn(move || {
-                let (mut back, mut lost) = ([0; 2048], 0);
-                for number in 0..count {
-                    let sent = frame(pair, number);
-                    loop {
-                        assert!(sender.send(&sent).unwrap(), "a buffer");
-                        sender.publish().unwrap();
-                        match receiver.next(&mut back, Duration::from_secs(2)) {
-                            Ok(len) if back[..len] == sent => break,
-                            Ok(len) => panic!("pair {pair}, frame {number}: another of {len} bytes"),
-                            Err(Error::TimedOut) => lost += 1,
-                            Err(error) => panic!("pair {pair}, frame {number}: {error}"),
-                        }
-                        assert!(lost < LOST, "pair {pair}, frame {number}: lost again and again");
-                    }
-                }
-            });
-        }
-    });
-}
 
 #[test]
 fn frames_go_round_over_two_pairs() {

@@ -45,6 +45,8 @@ pub(crate) mod code {
 /// All protocol features that the device offers.
 pub(crate) const ALL_PROTOCOL: u64 =
     1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16;
+/// Of those, the one that a card does not have: a record of chains in flight.
+pub(crate) const INFLIGHT: u64 = 1 << 12;
 /// The device logs what it writes.
 pub(crate) const LOG_ALL: u64 = 1 << 26;
 /// Version 1, and a wish for an answer.
@@ -144,8 +146,8 @@ impl Raw {
     pub(crate) fn negotiate(&self, features: u64) {
         let offered = number(&self.ask(code::GET_FEATURES, &[]));
         assert_eq!(
-            number(&self.ask(code::GET_PROTOCOL_FEATURES, &[])) & ALL_PROTOCOL & !(1 << 12),
-            ALL_PROTOCOL & !(1 << 12)
+            number(&self.ask(code::GET_PROTOCOL_FEATURES, &[])) & ALL_PROTOCOL & !INFLIGHT,
+            ALL_PROTOCOL & !INFLIGHT
         );
         self.take_protocol(ALL_PROTOCOL);
         assert_eq!(self.tell_number(code::SET_FEATURES, offered & features), 0);
