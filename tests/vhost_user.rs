@@ -1,6 +1,9 @@
 //! The vhost-user transport, its server in a thread of this process and its front-ends in others: every feature of the protocol, under
 //! load.
 
+#[path = "vhost_user/cut.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod cut;
 #[path = "vhost_user/enabled.rs"]
 mod enabled;
 #[path = "vhost_user/exercise.rs"]
@@ -15,6 +18,8 @@ mod log;
 mod mmio;
 #[path = "vhost_user/net.rs"]
 mod net;
+#[path = "vhost_user/order.rs"]
+mod order;
 #[path = "vhost_user/polling.rs"]
 mod polling;
 #[path = "vhost_user/protocol.rs"]

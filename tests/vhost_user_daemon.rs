@@ -3,6 +3,7 @@
 //! What passes over a socket is the matter of other tests; here it passes to show that the sandbox keeps nothing from it that it needs.
 
 #[path = "vhost_user/cut.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
 mod cut;
 #[path = "vhost_user_daemon/process.rs"]
 mod process;
