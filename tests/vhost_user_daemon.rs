@@ -5,7 +5,10 @@
 #[path = "vhost_user/cut.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod cut;
+#[path = "vhost_user_daemon/ending.rs"]
+mod ending;
 #[path = "vhost_user_daemon/process.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
 mod process;
 #[path = "vhost_user_daemon/prometheus.rs"]
 mod prometheus;
@@ -19,7 +22,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cut::{Cutter, Shared};
@@ -419,41 +422,6 @@ fn a_file_cut_under_the_daemon_does_not_end_it() {
     let (status, _, complaints) = daemon.end();
     assert_eq!(status.code(), Some(0));
     assert!(complaints.contains("the front-end shortened a file behind its memory"), "{complaints}");
-}
-
-/// A server of a disk that takes a minute for each write, on that socket; nothing where there is none.
-fn slow_server(socket: &str) -> Option<Child> {
-    let arguments = ["-f", "-U", socket, "--filter=delay", "memory", "1M", "delay-write=60"];
-    let server = Command::new("nbdkit").args(arguments).spawn().ok()?;
-    while UnixStream::connect(socket).is_err() {
-        std::thread::yield_now();
-    }
-    Some(server)
-}
-
-#[test]
-fn a_second_signal_ends_it_at_once() {
-    let folder = Folder::new();
-    let (server_socket, socket) = (folder.at("nbd"), folder.path("s"));
-    let Some(mut server) = slow_server(&server_socket) else {
-        skipped("nbdkit is not installed");
-        return;
-    };
-    let pipeline = format!("virtio-blk -> nbd,socket={server_socket}");
-    let daemon = Daemon::start(&["--socket", &socket.display().to_string(), "--device", &pipeline]);
-    let mut driver = BlkDriver::connect(&socket, &Options::blk()).expect("a disk");
-    let queue = &mut driver.queues[0];
-    queue.submit(0, BlkRequest { operation: Operation::Write, sector: 0, len: 512 });
-    queue.publish().expect("a doorbell");
-    // Of another kind, as two of one kind may arrive as one. The first to be looked at is either.
-    daemon.signal("TERM");
-    daemon.signal("INT");
-    let (status, report, _) = daemon.end();
-    let code = status.code().expect("a code");
-    assert!([128 + 2, 128 + 15].contains(&code), "{status}");
-    assert_eq!(report, "");
-    server.kill().expect("a child");
-    server.wait().expect("a child");
 }
 
 #[test]

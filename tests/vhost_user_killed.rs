@@ -343,7 +343,7 @@ impl Campaign {
         self.tally.done += done.load(Ordering::Relaxed);
         let lost = driver.queues.iter().map(|queue| u64::from(queue.queue().ring().in_flight()));
         self.tally.lost += lost.sum::<u64>();
-        self.tally.begun += begun_chains(driver);
+        self.tally.begun += driver.session.begun().expect("the record") as u64;
     }
 
     fn run(mut self, kills: u64) -> Tally {
@@ -393,17 +393,6 @@ fn has_open(process: u32, file: &Path) -> bool {
         list(task.path().join("fd")).any(|fd| fs::read_link(fd.path()).is_ok_and(|open| open == file))
     };
     list(format!("/proc/{process}/task").into()).any(has)
-}
-
-/// How many chains the last daemon had taken and not returned, by the record that it kept in shared memory ("Inflight I/O
-/// tracking": a queue's region is a head of 16 bytes and as many for each chain, of which the first says that it is in flight).
-fn begun_chains(driver: &BlkDriver) -> u64 {
-    let (shape, file) = driver.session.inflight().expect("a record");
-    let mut record = vec![0; shape.mmap_size as usize];
-    file.read_exact_at(&mut record, shape.mmap_offset).expect("the record");
-    let queues = record.chunks(record.len() / usize::from(QUEUES));
-    let chains = queues.flat_map(|queue| queue[16..][..16 * usize::from(QUEUE_SIZE)].chunks(16));
-    chains.filter(|chain| chain[0] == 1).count() as u64
 }
 
 /// Kills the daemon of that pipeline again and again, over an image in the folder of the build: what lies in memory has no hazard.
