@@ -7,6 +7,8 @@
 mod cut;
 #[path = "vhost_user_daemon/ending.rs"]
 mod ending;
+#[path = "vhost_user_daemon/idle.rs"]
+mod idle;
 #[path = "vhost_user_daemon/process.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod process;
