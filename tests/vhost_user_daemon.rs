@@ -5,6 +5,8 @@
 #[path = "vhost_user/cut.rs"]
 #[allow(dead_code, reason = "each test uses what it needs")]
 mod cut;
+#[path = "vhost_user_daemon/data.rs"]
+mod data;
 #[path = "vhost_user_daemon/ending.rs"]
 mod ending;
 #[path = "vhost_user_daemon/idle.rs"]
@@ -33,7 +35,7 @@ use process::{Daemon, program, run, tell};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vhost_user_driver::blk::{BlkRequest, Operation};
-use vhost_user_driver::{BlkDriver, Options, exercise};
+use vhost_user_driver::{BlkDriver, Options};
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -279,41 +281,6 @@ fn every_thread_is_shut_in_and_no_further_file_is_opened() {
     assert_eq!(daemon.ready_json()["sandbox"], "off");
     assert!(status_of_threads(daemon.id()).iter().all(|status| status.contains("Seccomp:\t0")));
     assert!(tell(&control, &[&swap(&inside)])[0]["ok"].is_object());
-}
-
-/// A disk in its sandbox does all that disks do, its monitor leaves and comes again, and it ends while one is connected.
-#[test]
-fn data_passes_under_the_sandbox() {
-    for engine in ["", ",engine=threads"] {
-        let folder = Folder::new();
-        let image = folder.at("disk.img");
-        let file = fs::File::create(&image).and_then(|file| file.set_len(exercise::SECTORS * 512));
-        file.expect("an image");
-        let (socket, metrics) = (folder.path("s"), folder.at("m"));
-        let pipeline = format!("virtio-blk,queues=2 -> stats -> file,path={image}{engine}");
-        let socket_text = socket.display().to_string();
-        let daemon = Daemon::start(&["--socket", &socket_text, "--device", &pipeline, "--metrics", &metrics]);
-        let options = Options { queues: 2, ..Options::blk() };
-        drop(BlkDriver::connect(&socket, &options).expect("a disk"));
-        let mut driver = BlkDriver::connect(&socket, &options).expect("a disk");
-        exercise::requests(&mut driver.queues[0], exercise::SECTORS, 1);
-        exercise::ranges(&mut driver.queues[1]);
-        exercise::queues_at_once(&mut driver);
-
-        let (_, page) = get(UnixStream::connect(&metrics).expect("it listens"));
-        let families = prometheus::read(&page).unwrap_or_else(|error| panic!("{error}\n{page}"));
-        assert_eq!(families["iovirt_device_connected"].value(&[]), Some(1.0));
-        assert_eq!(families["iovirt_device_connections_total"].value(&[]), Some(2.0));
-        let writes = families["iovirt_stage_latency_seconds"].value(&[("kind", "write"), ("le", "+Inf")]);
-        assert!(writes >= Some(2000.0), "{page}");
-        assert!(families["iovirt_worker_cpu_seconds_total"].samples.iter().all(|(.., time)| *time > 0.0));
-
-        daemon.signal("TERM");
-        let (status, report, complaints) = daemon.end();
-        assert_eq!((status.code(), &*complaints), (Some(0), ""), "{report}");
-        assert!(report.contains("2 connection(s)"), "{report}");
-        assert!(!folder.path("s").exists());
-    }
 }
 
 /// Ten thousand front-ends that come, set up what they get to, and are gone in the middle of it.
