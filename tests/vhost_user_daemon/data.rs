@@ -82,8 +82,8 @@ impl Server {
     /// Starts it with further arguments and waits until somebody can connect; nothing where there is none.
     fn start(arguments: &[&str], is_there: impl Fn() -> bool) -> Option<Self> {
         let mut command = Command::new("nbdkit");
-        let child =
-            command.arg("-f").args(arguments).args(["memory", "64M"]).stdin(Stdio::null()).spawn().ok()?;
+        command.arg("-f").args(arguments).args(["memory", "64M"]).stdin(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().ok()?;
         let mut server = Self(child);
         let begun = Instant::now();
         while !is_there() {
