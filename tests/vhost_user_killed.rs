@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use iovirt::backends::block::file::{Direct, FileBackend, FileConfig};
@@ -330,7 +330,7 @@ impl Campaign {
                 .map(|(guest, queue)| scope.spawn(move || guest.work(queue, done, killed)))
                 .collect();
             let begun = Instant::now();
-            while done.load(Ordering::Relaxed) < wanted && !threads.iter().any(|thread| thread.is_finished())
+            while done.load(Ordering::Relaxed) < wanted && !threads.iter().any(ScopedJoinHandle::is_finished)
             {
                 assert!(begun.elapsed() < PATIENCE, "{wanted} requests are not done");
                 thread::sleep(Duration::from_micros(50));
