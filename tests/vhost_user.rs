@@ -3,6 +3,9 @@
 
 #[path = "vhost_user/card.rs"]
 mod card;
+#[path = "vhost_user/cut.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod cut;
 #[path = "vhost_user/enabled.rs"]
 mod enabled;
 #[path = "vhost_user/exercise.rs"]
@@ -21,6 +24,8 @@ mod log;
 mod mmio;
 #[path = "vhost_user/net.rs"]
 mod net;
+#[path = "vhost_user/order.rs"]
+mod order;
 #[path = "vhost_user/polling.rs"]
 mod polling;
 #[path = "vhost_user/protocol.rs"]
@@ -36,3 +41,6 @@ mod registers;
 mod rig;
 #[path = "vhost_user/rings.rs"]
 mod rings;
+#[path = "vhost_user/victim.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod victim;

@@ -5,8 +5,19 @@
 #[path = "vhost_user/card.rs"]
 mod card;
 #[path = "vhost_user/cut.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
 mod cut;
+#[path = "vhost_user_daemon/data.rs"]
+mod data;
+#[path = "vhost_user_daemon/ending.rs"]
+mod ending;
+#[path = "vhost_user/frames.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
+mod frames;
+#[path = "vhost_user_daemon/idle.rs"]
+mod idle;
 #[path = "vhost_user_daemon/process.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
 mod process;
 #[path = "vhost_user_daemon/prometheus.rs"]
 mod prometheus;
@@ -23,7 +34,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cut::{Cutter, Shared};
@@ -32,7 +43,7 @@ use process::{Daemon, program, run, tell};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vhost_user_driver::blk::{BlkRequest, Operation};
-use vhost_user_driver::{BlkDriver, Options, exercise};
+use vhost_user_driver::{BlkDriver, Options};
 use victim::Victim;
 
 /// How long anything may take that must happen.
@@ -281,41 +292,6 @@ fn every_thread_is_shut_in_and_no_further_file_is_opened() {
     assert!(tell(&control, &[&swap(&inside)])[0]["ok"].is_object());
 }
 
-/// A disk in its sandbox does all that disks do, its monitor leaves and comes again, and it ends while one is connected.
-#[test]
-fn data_passes_under_the_sandbox() {
-    for engine in ["", ",engine=threads"] {
-        let folder = Folder::new();
-        let image = folder.at("disk.img");
-        let file = fs::File::create(&image).and_then(|file| file.set_len(exercise::SECTORS * 512));
-        file.expect("an image");
-        let (socket, metrics) = (folder.path("s"), folder.at("m"));
-        let pipeline = format!("virtio-blk,queues=2 -> stats -> file,path={image}{engine}");
-        let socket_text = socket.display().to_string();
-        let daemon = Daemon::start(&["--socket", &socket_text, "--device", &pipeline, "--metrics", &metrics]);
-        let options = Options { queues: 2, ..Options::blk() };
-        drop(BlkDriver::connect(&socket, &options).expect("a disk"));
-        let mut driver = BlkDriver::connect(&socket, &options).expect("a disk");
-        exercise::requests(&mut driver.queues[0], exercise::SECTORS, 1);
-        exercise::ranges(&mut driver.queues[1]);
-        exercise::queues_at_once(&mut driver);
-
-        let (_, page) = get(UnixStream::connect(&metrics).expect("it listens"));
-        let families = prometheus::read(&page).unwrap_or_else(|error| panic!("{error}\n{page}"));
-        assert_eq!(families["iovirt_device_connected"].value(&[]), Some(1.0));
-        assert_eq!(families["iovirt_device_connections_total"].value(&[]), Some(2.0));
-        let writes = families["iovirt_stage_latency_seconds"].value(&[("kind", "write"), ("le", "+Inf")]);
-        assert!(writes >= Some(2000.0), "{page}");
-        assert!(families["iovirt_worker_cpu_seconds_total"].samples.iter().all(|(.., time)| *time > 0.0));
-
-        daemon.signal("TERM");
-        let (status, report, complaints) = daemon.end();
-        assert_eq!((status.code(), &*complaints), (Some(0), ""), "{report}");
-        assert!(report.contains("2 connection(s)"), "{report}");
-        assert!(!folder.path("s").exists());
-    }
-}
-
 /// Ten thousand front-ends that come, set up what they get to, and are gone in the middle of it.
 #[test]
 fn front_ends_without_number_leave_nothing_behind() {
@@ -442,41 +418,6 @@ fn is_served(cutter: &mut Cutter) {
     while !cutter.is_served() {
         assert!(begun.elapsed() < PATIENCE, "an honest request is not served");
     }
-}
-
-/// A server of a disk that takes a minute for each write, on that socket; nothing where there is none.
-fn slow_server(socket: &str) -> Option<Child> {
-    let arguments = ["-f", "-U", socket, "--filter=delay", "memory", "1M", "delay-write=60"];
-    let server = Command::new("nbdkit").args(arguments).spawn().ok()?;
-    while UnixStream::connect(socket).is_err() {
-        std::thread::yield_now();
-    }
-    Some(server)
-}
-
-#[test]
-fn a_second_signal_ends_it_at_once() {
-    let folder = Folder::new();
-    let (server_socket, socket) = (folder.at("nbd"), folder.path("s"));
-    let Some(mut server) = slow_server(&server_socket) else {
-        skipped("nbdkit is not installed");
-        return;
-    };
-    let pipeline = format!("virtio-blk -> nbd,socket={server_socket}");
-    let daemon = Daemon::start(&["--socket", &socket.display().to_string(), "--device", &pipeline]);
-    let mut driver = BlkDriver::connect(&socket, &Options::blk()).expect("a disk");
-    let queue = &mut driver.queues[0];
-    queue.submit(0, BlkRequest { operation: Operation::Write, sector: 0, len: 512 });
-    queue.publish().expect("a doorbell");
-    // Of another kind, as two of one kind may arrive as one. The first to be looked at is either.
-    daemon.signal("TERM");
-    daemon.signal("INT");
-    let (status, report, _) = daemon.end();
-    let code = status.code().expect("a code");
-    assert!([128 + 2, 128 + 15].contains(&code), "{status}");
-    assert_eq!(report, "");
-    server.kill().expect("a child");
-    server.wait().expect("a child");
 }
 
 #[test]

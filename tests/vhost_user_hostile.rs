@@ -6,6 +6,7 @@
 #[path = "vhost_user/attacker.rs"]
 mod attacker;
 #[path = "vhost_user/cut.rs"]
+#[allow(dead_code, reason = "each test uses what it needs")]
 mod cut;
 #[path = "vhost_user/frames.rs"]
 mod frames;

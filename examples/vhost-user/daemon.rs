@@ -249,6 +249,8 @@ fn describe(end: &End) -> String {
     match end {
         End::Signal(libc::SIGINT) => "ended by SIGINT".to_owned(),
         End::Signal(libc::SIGTERM) => "ended by SIGTERM".to_owned(),
+        End::Signal(libc::SIGHUP) => "ended by SIGHUP".to_owned(),
+        End::Signal(libc::SIGQUIT) => "ended by SIGQUIT".to_owned(),
         End::Signal(number) => format!("ended by signal {number}"),
         End::Told => "ended over the control socket".to_owned(),
         End::Failed => "ended as a device could not be served any more".to_owned(),

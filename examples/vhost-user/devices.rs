@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iovirt::core::pipeline::Stages;
 use iovirt::core::{WorkerConfig, WorkerHandle, WorkerThread};
@@ -35,8 +35,9 @@ pub(crate) struct Device {
     description: Mutex<Description>,
     socket: PathBuf,
     device: Arc<VhostUserDevice>,
-    /// The clocks of its workers.
+    /// The clocks of its workers, and when they began.
     clocks: Vec<CpuClock>,
+    began: Instant,
     // Behind the device, so that its queues outlive it no longer than they must.
     _workers: Vec<WorkerThread>,
 }
@@ -49,8 +50,25 @@ pub(crate) struct DeviceReport {
     /// Front-ends that connected so far.
     pub(crate) connections: u64,
     pub(crate) connected: bool,
+    pub(crate) workers: Vec<WorkerReport>,
     pub(crate) queues: Vec<QueueReport>,
     pub(crate) stages: Vec<StageReport>,
+}
+
+/// What a worker thread took of the processors. Nothing is told where the host does not tell.
+#[derive(Debug, Serialize)]
+pub(crate) struct WorkerReport {
+    /// How long it has had one, in seconds.
+    pub(crate) cpu_seconds: Option<f64>,
+    /// The share of one that this is, since it began.
+    pub(crate) cpu_share: Option<f64>,
+}
+
+impl WorkerReport {
+    fn new(time: Option<Duration>, elapsed: Duration) -> Self {
+        let share = |time: Duration| time.as_secs_f64() / elapsed.as_secs_f64();
+        Self { cpu_seconds: time.map(|time| time.as_secs_f64()), cpu_share: time.map(share) }
+    }
 }
 
 impl Built {
@@ -67,6 +85,7 @@ impl Built {
     pub(crate) fn start(self, processors: usize, poll: Duration) -> Result<Device, Failure> {
         let Self { place: Place { socket, description }, virtio } = self;
         let text = description.to_string();
+        let began = Instant::now();
         let host = |reason: &dyn ToString| Failure::Host { text: text.clone(), reason: reason.to_string() };
         let workers = (0..virtio.queue_max_sizes().len().min(processors))
             .map(|_| WorkerThread::spawn("io-worker", WorkerConfig { poll, ..WorkerConfig::default() }))
@@ -76,7 +95,7 @@ impl Built {
         let device = VhostUserDevice::new(virtio, &handles).map_err(|error| host(&error))?;
         let clocks = settle(&handles).ok_or_else(|| host(&"its queues could not be opened in time"))?;
         let (description, device) = (Mutex::new(description), Arc::new(device));
-        Ok(Device { description, socket, device, clocks, _workers: workers })
+        Ok(Device { description, socket, device, clocks, began, _workers: workers })
     }
 }
 
@@ -112,11 +131,13 @@ impl Device {
 
     /// What the device did so far.
     pub(crate) fn report(&self) -> DeviceReport {
+        let elapsed = self.began.elapsed();
         DeviceReport {
             pipeline: self.description().to_string(),
             socket: self.socket.clone(),
             connections: self.device.connections(),
             connected: self.device.is_connected(),
+            workers: self.worker_times().map(|time| WorkerReport::new(time, elapsed)).collect(),
             queues: self.device.counters().into_iter().map(QueueReport::from).collect(),
             stages: report::stages(&self.stages()),
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::common::pipeline::Piped;
 use crate::common::report::device_text;
-use crate::devices::{Device, DeviceReport};
+use crate::devices::{Device, DeviceReport, WorkerReport};
 
 /// What is said once all sockets are listened on.
 #[derive(Debug, Serialize)]
@@ -63,11 +63,22 @@ impl Report {
         let mut text = format!("{} after {:.2} s\n", self.end, self.seconds);
         for device in &self.devices {
             text.push_str(&device_text(&device.pipeline, &device.queues, &device.stages));
+            text.push_str(&workers_text(&device.workers));
             let _ = writeln!(text, "  {} connection(s) on {}", device.connections, device.socket.display());
         }
         text.truncate(text.trim_end().len());
         text
     }
+}
+
+/// What workers took of the processors, as a line.
+fn workers_text(workers: &[WorkerReport]) -> String {
+    let worker = |worker: &WorkerReport| match (worker.cpu_seconds, worker.cpu_share) {
+        (Some(seconds), Some(share)) => format!("{seconds:.2} s ({:.1} %)", 100.0 * share),
+        _ => "-".to_owned(),
+    };
+    let workers: Vec<String> = workers.iter().map(worker).collect();
+    format!("  processor time by worker: {}\n", workers.join(", "))
 }
 
 /// One line of JSON.

@@ -1,9 +1,9 @@
-//! A front-end that shortens the files behind the memory that it shares.
+//! A front-end by hand: what it says, one thing after the other, and the files behind the memory that it shares, which it may shorten.
 
-use super::raw::{LOG_ALL, Raw, code, longs, words};
+use super::raw::{ALL_PROTOCOL, LOG_ALL, Raw, code, longs, words};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -34,6 +34,39 @@ impl Shared {
     }
 }
 
+/// What a front-end says of a device and one of its rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Protocol,
+    Features,
+    Memory,
+    Log,
+    Record,
+    Size,
+    Addresses,
+    Kick,
+    Enable,
+}
+
+impl Step {
+    /// In the order in which all is well.
+    pub(crate) const USUAL: [Self; 9] = [
+        Self::Protocol,
+        Self::Features,
+        Self::Memory,
+        Self::Log,
+        Self::Record,
+        Self::Size,
+        Self::Addresses,
+        Self::Kick,
+        Self::Enable,
+    ];
+
+    fn is_of_a_ring(self) -> bool {
+        matches!(self, Self::Size | Self::Addresses | Self::Kick | Self::Enable)
+    }
+}
+
 const GUEST: u64 = 0x10_0000;
 const LEN: u64 = 0x1_0000;
 const SIZE: u16 = 64;
@@ -58,46 +91,94 @@ pub(crate) struct Cutter {
 impl Cutter {
     /// A driver of a disk whose one ring runs, or of a card with a pair of them; all that it writes is logged, and noted where that can be.
     pub(crate) fn connect(path: &Path, victim: Victim) -> Self {
-        let raw = Raw::connect(path);
-        raw.negotiate(1 << 32 | 1 << 30 | LOG_ALL);
+        let cutter = Self::silent(path, victim);
+        let rings = match victim {
+            Victim::Disk => 0..1,
+            Victim::Card => 0..2,
+        };
+        let (of_rings, of_all): (Vec<Step>, Vec<Step>) =
+            Step::USUAL.into_iter().partition(|step| step.is_of_a_ring());
+        let of_all = of_all.into_iter().filter(|step| *step != Step::Record || victim.keeps_record());
+        for step in of_all {
+            assert_eq!(cutter.tell(step), 0, "{step:?}");
+        }
+        for (ring, &step) in rings.flat_map(|ring| of_rings.iter().map(move |step| (ring, step))) {
+            assert_eq!(cutter.tell_of(step, ring), 0, "{step:?} of ring {ring}");
+        }
+        cutter
+    }
+
+    /// One that has said nothing yet.
+    pub(crate) fn silent(path: &Path, victim: Victim) -> Self {
         let files = [LEN, LEN, LEN, 4096, LEN].map(|len| {
             let file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
             file.set_len(len).unwrap();
             file
         });
-        let cutter = Self { raw, victim, files, kick: EventFd::new(EFD_NONBLOCK).unwrap(), offered: 0 };
-        cutter.set_up();
-        cutter
+        Self { raw: Raw::connect(path), victim, files, kick: EventFd::new(EFD_NONBLOCK).unwrap(), offered: 0 }
     }
 
-    fn set_up(&self) {
-        let [ring, buffers, headers, log, record] = &self.files;
-        let raw = &self.raw;
-        let region = |at: u64| longs(&[at, LEN, at, 0]);
-        let table = [words(&[3, 0]), region(GUEST), region(BUFFERS), region(HEADERS)].concat();
-        let fds = [ring.as_fd(), buffers.as_fd(), headers.as_fd()];
-        assert_eq!(raw.tell_with(code::SET_MEM_TABLE, &table, &fds), 0);
-        raw.ask_with(code::SET_LOG_BASE, &longs(&[4096, 0]), &[log.as_fd()]);
-        if self.victim.keeps_record() {
-            let [one, size] = [1_u16, SIZE].map(u16::to_le_bytes);
-            let spec = [longs(&[LEN, 0]), one.to_vec(), size.to_vec()].concat();
-            assert_eq!(raw.tell_with(code::SET_INFLIGHT_FD, &spec, &[record.as_fd()]), 0);
+    /// Says it, of the first ring, and gives what became of it: zero for success. Protocol features are never answered.
+    pub(crate) fn tell(&self, step: Step) -> u64 {
+        self.tell_of(step, 0)
+    }
+
+    fn tell_of(&self, step: Step, ring: u32) -> u64 {
+        if step == Step::Protocol {
+            self.say(step);
+            return 0;
         }
-        let rings = match self.victim {
-            Victim::Disk => 0..1,
-            Victim::Card => 0..2,
-        };
-        rings.for_each(|ring| self.start(ring));
+        let (code, payload, fds) = self.message(step, ring);
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(OwnedFd::as_fd).collect();
+        self.raw.tell_with(code, &payload, &fds)
     }
 
-    fn start(&self, ring: u32) {
-        let (raw, at) = (&self.raw, GUEST + u64::from(ring) * RING);
-        assert_eq!(raw.tell(code::SET_VRING_NUM, &words(&[ring, SIZE.into()])), 0);
-        let addresses = [words(&[ring, 0]), longs(&[at, at + USED, at + AVAIL, 0])].concat();
-        assert_eq!(raw.tell(code::SET_VRING_ADDR, &addresses), 0);
-        let kick = duplicate(&self.kick);
-        assert_eq!(raw.tell_with(code::SET_VRING_KICK, &longs(&[ring.into()]), &[kick.as_fd()]), 0);
-        assert_eq!(raw.tell(code::SET_VRING_ENABLE, &words(&[ring, 1])), 0);
+    /// Says it, of the first ring, without a wish for an answer.
+    pub(crate) fn say(&self, step: Step) {
+        let (code, payload, fds) = self.message(step, 0);
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(OwnedFd::as_fd).collect();
+        let head = (code, 1, payload.len() as u32);
+        self.raw.send_as(head, &payload, &fds).expect("it listens");
+    }
+
+    /// Asks for what is always answered.
+    pub(crate) fn ask(&self) {
+        self.raw.ask(code::GET_FEATURES, &[]);
+    }
+
+    /// The answer to a message that has one of its own.
+    pub(crate) fn skip_answer(&self) {
+        self.raw.answer().expect("an answer");
+    }
+
+    fn message(&self, step: Step, ring: u32) -> (u32, Vec<u8>, Vec<OwnedFd>) {
+        let [rings, buffers, headers, log, record] = &self.files;
+        let copies = |files: &[&File]| files.iter().map(|file| file.try_clone().unwrap().into()).collect();
+        match step {
+            Step::Protocol => {
+                (code::SET_PROTOCOL_FEATURES, longs(&[ALL_PROTOCOL & self.victim.protocol()]), vec![])
+            }
+            Step::Features => (code::SET_FEATURES, longs(&[1 << 32 | 1 << 30 | LOG_ALL]), vec![]),
+            Step::Memory => {
+                let region = |at: u64| longs(&[at, LEN, at, 0]);
+                let table = [words(&[3, 0]), region(GUEST), region(BUFFERS), region(HEADERS)].concat();
+                (code::SET_MEM_TABLE, table, copies(&[rings, buffers, headers]))
+            }
+            Step::Log => (code::SET_LOG_BASE, longs(&[4096, 0]), copies(&[log])),
+            Step::Record => {
+                let [one, size] = [1_u16, SIZE].map(u16::to_le_bytes);
+                let spec = [longs(&[LEN, 0]), one.to_vec(), size.to_vec()].concat();
+                (code::SET_INFLIGHT_FD, spec, copies(&[record]))
+            }
+            Step::Size => (code::SET_VRING_NUM, words(&[ring, SIZE.into()]), vec![]),
+            Step::Addresses => {
+                let at = GUEST + u64::from(ring) * RING;
+                let addresses = longs(&[at, at + USED, at + AVAIL, 0]);
+                (code::SET_VRING_ADDR, [words(&[ring, 0]), addresses].concat(), vec![])
+            }
+            Step::Kick => (code::SET_VRING_KICK, longs(&[ring.into()]), vec![duplicate(&self.kick)]),
+            Step::Enable => (code::SET_VRING_ENABLE, words(&[ring, 1]), vec![]),
+        }
     }
 
     fn file(&self, shared: Shared) -> &File {
@@ -127,6 +208,12 @@ impl Cutter {
         }
     }
 
+    /// Makes them available, without the doorbell.
+    pub(crate) fn offer(&mut self) {
+        self.prepare();
+        self.publish();
+    }
+
     fn publish(&mut self) {
         self.offered += 1;
         let ring = self.file(Shared::Ring);
@@ -136,25 +223,26 @@ impl Cutter {
         }
     }
 
-    fn ring_doorbell(&self) {
+    pub(crate) fn ring_doorbell(&self) {
         self.kick.write(1).unwrap();
     }
 
     /// Whether the device serves what is offered: more is, until it does, because a frame that comes before there is anything to receive into
     /// is lost.
     pub(crate) fn is_served(&mut self) -> bool {
-        self.prepare();
-        self.publish();
+        self.offer();
         self.ring_doorbell();
-        let used = |ring: &File| {
-            let mut index = [0; 2];
-            ring.read_exact_at(&mut index, USED + 2).unwrap();
-            index != [0; 2]
-        };
         (0..100).any(|_| {
             std::thread::sleep(Duration::from_millis(1));
-            used(self.file(Shared::Ring))
+            self.used() != 0
         })
+    }
+
+    /// How many chains of the first ring were returned.
+    pub(crate) fn used(&self) -> u16 {
+        let mut index = [0; 2];
+        self.file(Shared::Ring).read_exact_at(&mut index, USED + 2).unwrap();
+        u16::from_le_bytes(index)
     }
 
     /// Takes the whole file away from under what the device sees only then.

@@ -4,7 +4,7 @@ use super::raw::{ALL_PROTOCOL, NEED_REPLY, Raw, code, config, duplicate, longs, 
 use super::rig::{DISK, PATIENCE, Served, small, wait_until, within_limit};
 use iovirt_backends::block::file::FileControl;
 use iovirt_core::test_utils::{Rng, rounds_or, seed_or};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,15 +38,13 @@ pub(super) fn load(queue: &mut BlkQueue, number: u64, ended: &AtomicBool) -> u64
     round
 }
 
-#[test]
-fn refusals_are_answered_and_the_session_goes_on() {
-    let served = Served::new(DISK, 1, Duration::ZERO);
-    let mut driver = served.connect(&small(1));
-    let raw = Raw::of(&mut driver);
-    let fd = memory(4096);
-    let event = duplicate(&EventFd::new(0).unwrap());
+/// What is refused: what it is, its number, its payload, and its descriptors.
+type Refused<'a> = (&'static str, u32, Vec<u8>, Vec<&'a OwnedFd>);
+
+/// What a device of two rings of which the first is started must refuse; with a file of a page and an eventfd.
+fn refusals<'a>(fd: &'a OwnedFd, event: &'a OwnedFd) -> Vec<Refused<'a>> {
     let region = longs(&[0, 0x9000_0000, 4096, 0x9000_0000, 0]);
-    let refused: Vec<(&str, u32, Vec<u8>, Vec<&OwnedFd>)> = vec![
+    vec![
         ("features that are not offered", code::SET_FEATURES, longs(&[u64::MAX]), vec![]),
         ("features while a ring is started", code::SET_FEATURES, longs(&[1 << 32]), vec![]),
         ("protocol features that are not offered", code::SET_PROTOCOL_FEATURES, longs(&[u64::MAX]), vec![]),
@@ -63,31 +61,31 @@ fn refusals_are_answered_and_the_session_goes_on() {
         ("a size of zero", code::SET_VRING_NUM, words(&[1, 0]), vec![]),
         ("a base of 17 bits", code::SET_VRING_BASE, words(&[1, 0x1_0000]), vec![]),
         ("a ring that is not there", code::SET_VRING_NUM, words(&[2, 64]), vec![]),
-        ("a doorbell of a ring that is not there", code::SET_VRING_KICK, longs(&[2]), vec![&event]),
-        ("a ring outside of memory", code::SET_VRING_KICK, longs(&[1]), vec![&event]),
+        ("a doorbell of a ring that is not there", code::SET_VRING_KICK, longs(&[2]), vec![event]),
+        ("a ring outside of memory", code::SET_VRING_KICK, longs(&[1]), vec![event]),
         ("a ring without a doorbell", code::SET_VRING_KICK, longs(&[1 | 1 << 8]), vec![]),
         ("a doorbell that does not come", code::SET_VRING_KICK, longs(&[1]), vec![]),
-        ("two doorbells", code::SET_VRING_KICK, longs(&[1]), vec![&event, &event]),
-        ("a call with a flag that is not known", code::SET_VRING_CALL, longs(&[1 | 1 << 9]), vec![&event]),
+        ("two doorbells", code::SET_VRING_KICK, longs(&[1]), vec![event, event]),
+        ("a call with a flag that is not known", code::SET_VRING_CALL, longs(&[1 | 1 << 9]), vec![event]),
         ("a payload that is too short", code::SET_VRING_NUM, words(&[1]), vec![]),
         ("a payload that is too long", code::SET_VRING_NUM, words(&[1, 64, 0]), vec![]),
         ("a table of more regions than came", code::SET_MEM_TABLE, words(&[2, 0]), vec![]),
         ("a region without a descriptor", code::ADD_MEM_REG, region.clone(), vec![]),
-        ("a region twice", code::ADD_MEM_REG, longs(&[0, 0x4000_0000, 4096, 0x1000, 0]), vec![&fd]),
+        ("a region twice", code::ADD_MEM_REG, longs(&[0, 0x4000_0000, 4096, 0x1000, 0]), vec![fd]),
         (
             "a region beyond the file's end",
             code::ADD_MEM_REG,
             longs(&[0, 0x9000_0000, 8192, 0x9000_0000, 0]),
-            vec![&fd],
+            vec![fd],
         ),
-        ("a region of nothing", code::ADD_MEM_REG, longs(&[0, 0x9000_0000, 0, 0x9000_0000, 0]), vec![&fd]),
+        ("a region of nothing", code::ADD_MEM_REG, longs(&[0, 0x9000_0000, 0, 0x9000_0000, 0]), vec![fd]),
         (
             "a region that overflows",
             code::ADD_MEM_REG,
             longs(&[0, u64::MAX - 100, 4096, 0x9000_0000, 0]),
-            vec![&fd],
+            vec![fd],
         ),
-        ("a region that is no memory", code::ADD_MEM_REG, region.clone(), vec![&event]),
+        ("a region that is no memory", code::ADD_MEM_REG, region.clone(), vec![event]),
         ("a region that is not there", code::REM_MEM_REG, region, vec![]),
         ("a channel without a descriptor", code::SET_BACKEND_REQ_FD, vec![], vec![]),
         ("a configuration of another length", code::SET_CONFIG, words(&[0, 8, 0]), vec![]),
@@ -96,7 +94,7 @@ fn refusals_are_answered_and_the_session_goes_on() {
             "a record for queues that are not there",
             code::SET_INFLIGHT_FD,
             [longs(&[4096, 0]), vec![9, 0, 64, 0]].concat(),
-            vec![&fd],
+            vec![fd],
         ),
         (
             "a record without memory",
@@ -108,17 +106,49 @@ fn refusals_are_answered_and_the_session_goes_on() {
             "a record at an odd place of a file that ends",
             code::SET_INFLIGHT_FD,
             [longs(&[4096, 3]), vec![2, 0, 64, 0]].concat(),
-            vec![&fd],
+            vec![fd],
         ),
         ("a request of a feature that is not offered", 22, longs(&[0; 5]), vec![]),
-    ];
+    ]
+}
+
+#[test]
+fn refusals_are_answered_and_the_session_goes_on() {
+    let served = Served::new(DISK, 1, Duration::ZERO);
+    let mut driver = served.connect(&small(1));
+    let raw = Raw::of(&mut driver);
+    let (fd, event) = (memory(4096), duplicate(&EventFd::new(0).unwrap()));
     raw.take_protocol(ALL_PROTOCOL);
-    for (what, code, payload, fds) in refused {
+    for (what, code, payload, fds) in refusals(&fd, &event) {
         let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         assert_ne!(raw.tell_with(code, &payload, &fds), 0, "{what} was taken");
         exercise::requests(&mut driver.queues[0], exercise::SECTORS, 3);
     }
     assert_eq!(served.device().connections(), 1);
+}
+
+/// A front-end that does not wait for an answer must not believe that it was obeyed: its session ends. The next one is served.
+#[test]
+fn refusals_without_an_answer_end_the_session() {
+    within_limit("refusals", || {
+        let served = Served::new(DISK, 1, Duration::ZERO);
+        let (fd, event) = (memory(4096), duplicate(&EventFd::new(0).unwrap()));
+        let refusals = refusals(&fd, &event);
+        for (what, code, payload, fds) in &refusals {
+            let mut driver = served.connect(&small(1));
+            let raw = Raw::of(&mut driver);
+            raw.take_protocol(ALL_PROTOCOL);
+            driver.queues[0].write(0, &[5; 512]).unwrap();
+            let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+            raw.send_as((*code, 1, payload.len() as u32), payload, &fds).unwrap();
+            let ended = raw.answer().map(|_| ()).map_err(|error| error.kind());
+            assert_eq!(ended, Err(ErrorKind::UnexpectedEof), "{what}");
+            let gone = driver.queues[0].next(PATIENCE);
+            assert!(matches!(gone, Err(Error::Gone)), "{what}: {gone:?}");
+            exercise::requests(&mut served.connect(&small(1)).queues[0], exercise::SECTORS, 3);
+        }
+        assert_eq!(served.device().connections(), 2 * refusals.len() as u64);
+    });
 }
 
 /// A request that is not known, or that cannot be refused, ends the session; the next front-end is served.

@@ -56,7 +56,15 @@ impl Victim {
     pub(crate) fn keeps_record(self) -> bool {
         self == Self::Disk
     }
+
+    /// The protocol features that it may offer.
+    pub(crate) fn protocol(self) -> u64 {
+        if self.keeps_record() { u64::MAX } else { !INFLIGHT_SHMFD }
+    }
 }
+
+/// `VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD`.
+const INFLIGHT_SHMFD: u64 = 1 << 12;
 
 /// What a ring is for.
 #[derive(Clone, Copy, Debug)]

@@ -88,6 +88,16 @@ impl Daemon {
         (status, said, complaints)
     }
 
+    /// Sends it SIGKILL, and does not wait for its end.
+    pub(crate) fn strike(&mut self) {
+        self.child.kill().expect("a child");
+    }
+
+    /// Waits for its end, whatever it had to say.
+    pub(crate) fn wait(&mut self) {
+        self.child.wait().expect("a child");
+    }
+
     /// Kills it; what it had to complain about.
     pub(crate) fn kill(mut self) -> String {
         let _ = self.child.kill();

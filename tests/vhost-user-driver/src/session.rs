@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -132,6 +133,24 @@ impl Session {
     /// The area of requests in flight, and its shape.
     pub fn inflight(&self) -> Option<&(VhostUserInflight, File)> {
         self.inflight.as_ref()
+    }
+
+    /// How many chains the server has begun and not returned, by the record that it keeps ("Inflight I/O tracking": a queue has a
+    /// head of 16 bytes and as many for each chain, of which the first says that it is in flight). Zero without a record.
+    ///
+    /// # Errors
+    /// Where the host refuses to read it.
+    pub fn begun(&self) -> Result<usize> {
+        let Some((shape, file)) = &self.inflight else { return Ok(0) };
+        let table = 16 * usize::from(shape.queue_size);
+        let mut record = vec![0; (16 + table).next_multiple_of(64)];
+        let mut begun = 0;
+        for queue in 0..u64::from(shape.num_queues) {
+            let at = shape.mmap_offset + queue * record.len() as u64;
+            file.read_exact_at(&mut record, at).while_doing("reading the record of chains in flight")?;
+            begun += record[16..][..table].chunks(16).filter(|chain| chain[0] == 1).count();
+        }
+        Ok(begun)
     }
 
     /// The memory.

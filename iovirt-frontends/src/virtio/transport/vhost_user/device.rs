@@ -77,7 +77,8 @@ impl VhostUserDevice {
     }
 
     /// Serves a front-end until it leaves, breaks the protocol, or `stopper` stops. What is in flight is waited for then, the rings
-    /// are taken back, and the front-end's memory is let go of.
+    /// are taken back, and the front-end's memory is let go of. The driver of one that is stopped gets what is in flight returned, and its
+    /// stack comes to rest.
     ///
     /// # Errors
     /// Where the connection ended by other than the front-end's leave or the stop.
@@ -206,6 +207,12 @@ impl VhostUserDevice {
             ring.active = false;
         }
         self.tell((0..self.links.len()).map(|at| at == index), Command::Drain)
+    }
+
+    /// Brings all rings to rest: what is in flight is returned to the driver.
+    pub(super) fn settle_all(&self) -> Ticket {
+        let rings = self.rings();
+        self.tell(rings.rings.iter().map(|ring| ring.active), Command::Drain)
     }
 
     /// Where a ring that was brought to rest stands; `None` where its driver broke it.

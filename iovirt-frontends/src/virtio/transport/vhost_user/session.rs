@@ -14,6 +14,7 @@ use crate::virtio::{feature, status};
 use iovirt_core::dma::{DmaSpace, MemoryMap, ShrinkWatch};
 use iovirt_core::doorbell::Doorbell;
 use iovirt_core::frontend::{Outcome, Ticket};
+use std::cell::Cell;
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
@@ -116,6 +117,8 @@ pub(super) struct Session<'a> {
     log: Option<Arc<SharedLog>>,
     inflight: Option<InflightMemory>,
     vrings: Vec<Vring>,
+    /// When the stop was seen: all that is waited for at the end shares its patience.
+    stopped: Cell<Option<Instant>>,
 }
 
 impl<'a> Session<'a> {
@@ -141,12 +144,17 @@ impl<'a> Session<'a> {
             log: None,
             inflight: None,
             watch,
+            stopped: Cell::new(None),
         })
     }
 
     /// Serves the front-end to its end.
     pub(super) fn run(&mut self) -> Result<SessionEnd, SessionError> {
         let end = self.converse();
+        if matches!(end, Ok(SessionEnd::Stopped)) {
+            // The front-end is still there, and may never come back: its driver gets what is in flight.
+            self.wait_in_flight(&self.device.settle_all());
+        }
         self.leave();
         end
     }
@@ -626,10 +634,10 @@ impl<'a> Session<'a> {
     fn wait_in_flight(&self, ticket: &Ticket) {
         self.device.set_awaited(Some(ticket));
         let begun = Instant::now();
-        let (mut stopped, mut told) = (None, false);
+        let mut told = false;
         while ticket.wait(LOOK_UP).is_none() {
             let is_stopped = matches!(self.waiter.wait(Some(Duration::ZERO)), Ok(Ready::Stop) | Err(_));
-            if is_stopped && stopped.get_or_insert_with(Instant::now).elapsed() > self.stopper.patience() {
+            if is_stopped && self.stopped_for() > self.stopper.patience() {
                 tracing::warn!(device = self.device.name(), "requests are still in flight at the end");
                 return;
             }
@@ -637,10 +645,17 @@ impl<'a> Session<'a> {
                 told = true;
                 tracing::warn!(
                     device = self.device.name(),
-                    "the front-end left, and its requests are still in flight"
+                    "the session is over, and its requests are still in flight"
                 );
             }
         }
+    }
+
+    /// How long ago the stop was seen first.
+    fn stopped_for(&self) -> Duration {
+        let since = self.stopped.get().unwrap_or_else(Instant::now);
+        self.stopped.set(Some(since));
+        since.elapsed()
     }
 }
 
