@@ -181,7 +181,9 @@ fn in_turns(rows: &mut [Row]) {
             found.push(sample(&mut row.device));
         }
     }
-    found.iter_mut().for_each(|samples| samples.sort_by(f64::total_cmp));
+    for samples in &mut found {
+        samples.sort_by(f64::total_cmp);
+    }
     for (row, samples) in rows.iter().zip(&found) {
         let [fastest, median] = [0, SAMPLES / 2].map(|at| (samples[at], samples[at] / found[0][at]));
         println!(
@@ -216,7 +218,9 @@ criterion_group!(name = benches; config = quick(); targets = by_criterion);
 fn main() {
     every_stage_has_a_row();
     if std::env::args().any(|argument| argument == "--bench") {
-        Row::all().iter_mut().for_each(|rows| in_turns(rows));
+        for mut rows in Row::all() {
+            in_turns(&mut rows);
+        }
     }
     benches();
     Criterion::default().configure_from_args().final_summary();
