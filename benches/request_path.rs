@@ -20,9 +20,10 @@ use iovirt_core::request::block::{BlockCaps, BlockOp, BlockOutput, BlockRequest}
 use iovirt_core::stage::{Flow, Hook, HookLayer, HookStage};
 use std::hint::black_box;
 
-use blk::Disk;
+use blk::{Disk, plain};
 
 #[path = "fixture/blk.rs"]
+#[allow(dead_code, reason = "other benches use more of it")]
 mod blk;
 
 fn null() -> BoxBackend<BlockRequest> {
@@ -36,7 +37,7 @@ fn virtio_blk(c: &mut Criterion) {
         [("null", null()), ("stats -> null", Pipeline::boxed(vec![stats()], null()).unwrap())]
     {
         for batch in [1u16, 32, 64] {
-            let mut disk = Disk::new(stack.clone());
+            let mut disk = Disk::new(&plain(), stack.clone());
             group.throughput(Throughput::Elements(batch.into()));
             group.bench_function(BenchmarkId::new(name, batch), |b| b.iter(|| disk.turn(batch)));
             disk.check();

@@ -14,11 +14,15 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
-use iovirt_core::dma::{DmaSpace, DmaView};
-use iovirt_frontends::virtio::queue::{Chain, QueueConfig, RingFeatures, SplitQueue};
+use engine::Engine;
+use iovirt_core::dma::DmaSpace;
+use iovirt_frontends::virtio::queue::QueueConfig;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap, NewBitmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+
+#[path = "fixture/engine.rs"]
+mod engine;
 
 const SIZE: u16 = 256;
 const DESC: u64 = 0x1000;
@@ -26,6 +30,8 @@ const AVAIL: u64 = 0x3000;
 const USED: u64 = 0x5000;
 const BUFFERS: u64 = 0x1_0000;
 const CHAINS: u64 = 85;
+const QUEUE: QueueConfig =
+    QueueConfig { size: SIZE, max_size: SIZE, desc: DESC, avail: AVAIL, used: USED, ready: true };
 
 /// Memory of 16 MiB with a ring full of chains.
 fn memory<B: NewBitmap>() -> GuestMemoryMmap<B> {
@@ -103,45 +109,21 @@ fn drain_theirs<B: Bitmap>(memory: &GuestMemoryMmap<B>, queue: &mut Queue) -> bo
 /// Our queue and its ring.
 struct Ours<B> {
     memory: GuestMemoryMmap<B>,
-    view: DmaView,
-    queue: SplitQueue,
-    chain: Chain,
+    engine: Engine,
     offered: u16,
 }
 
 impl<B: NewBitmap + Send + Sync + 'static> Ours<B> {
     fn new() -> Self {
         let memory = memory();
-        let view = DmaSpace::from_guest_memory(&memory).unwrap().view();
-        let config =
-            QueueConfig { size: SIZE, max_size: SIZE, desc: DESC, avail: AVAIL, used: USED, ready: true };
-        let features = RingFeatures { event_idx: true, indirect: true };
-        let queue = SplitQueue::new(config, features, &view).unwrap();
-        Self { memory, view, queue, chain: Chain::new(), offered: 0 }
+        let engine = Engine::new(&DmaSpace::from_guest_memory(&memory).unwrap(), QUEUE);
+        Self { memory, engine, offered: 0 }
     }
 
     fn turn(&mut self, batch: u16) -> bool {
         offer(&self.memory, &mut self.offered, batch);
-        drain_ours(&mut self.view, &mut self.queue, &mut self.chain)
+        self.engine.turn()
     }
-}
-
-/// A device's turn with ours.
-#[inline(never)]
-fn drain_ours(view: &mut DmaView, queue: &mut SplitQueue, chain: &mut Chain) -> bool {
-    view.refresh();
-    queue.refresh(view).unwrap();
-    while let Some(head) = queue.pop(view, chain).unwrap() {
-        for list in [chain.readable(), chain.writable()] {
-            for iov in list.as_iovecs() {
-                black_box(iov.as_ptr());
-                black_box(iov.len());
-            }
-        }
-        queue.push_used(head, chain.writable().len() as u32);
-    }
-    queue.publish();
-    queue.needs_interrupt()
 }
 
 const BATCHES: [u16; 3] = [1, 32, 256];

@@ -62,11 +62,11 @@ struct Block {
 const MATRIX: &str = "tests/common/stacks.rs";
 const LIFECYCLE: &str = "tests/lifecycle.rs";
 const DEVICES: &str = "tests/device_lifecycle.rs";
-const SCHED_BENCH: &str = "benches/sched.rs";
 const IN_PROCESS: &str = "tests/in_process.rs";
 const NET: &str = "tests/net_in_process.rs";
 const TAP: &str = "tests/net_tap.rs";
 const NET_BENCH: &str = "benches/net_path.rs";
+const STAGES_BENCH: &str = "benches/stages.rs";
 const PATH_BENCH: &str = "benches/request_path.rs";
 const COUNTED: &str = "xtask/src/instructions.rs";
 const ROOTFS: &str = "xtask/src/lab/cases/rootfs.rs";
@@ -138,7 +138,7 @@ const BLOCKS: &[Block] = &[
             In("fuzz/src/ring_walker.rs", "pub fn run"),
             Open,
             In("xtask/src/lab/cases/smp.rs", "virtio-blk"),
-            In("benches/ring.rs", "SplitQueue::new"),
+            In("benches/ring.rs", "Engine::new"),
             Needless,
             In("iovirt-frontends/src/virtio/queue/tests/oracle.rs", "proptest!"),
             In("iovirt-frontends/src/virtio/queue/tests/good.rs", "fn a_saved_chain_is_read_again"),
@@ -189,7 +189,7 @@ const BLOCKS: &[Block] = &[
             Needless,
             In("docs/blocks/scheduled.md", "```pipeline"),
             Open,
-            In(SCHED_BENCH, "Sfq::new"),
+            In(STAGES_BENCH, "scheduled,group"),
             In("iovirt-sched/src/scheduled/group.rs", "pub struct FlowSnapshot"),
             In("iovirt-sched/src/sfq/tests.rs", "proptest!"),
             Needless,
@@ -291,7 +291,7 @@ const BLOCKS: &[Block] = &[
             Open,
             In("docs/blocks/nbd.md", "```pipeline"),
             In(NBD_PEERS, "fn what_we_write_qemu_has_in_its_file"),
-            Open,
+            In(STAGES_BENCH, "nbd,socket"),
             Open,
             In("iovirt-backends/src/block/nbd/proto.rs", "proptest!"),
             Needless,
@@ -376,7 +376,7 @@ const BLOCKS: &[Block] = &[
             Needless,
             In("docs/blocks/tap.md", "```pipeline"),
             In(TAP, "fn frames_go_both_ways_in_order"),
-            Open,
+            In(NET_BENCH, "TapBackend::open"),
             In("iovirt-backends/src/net/tap/backend.rs", "pub struct TapSnapshot"),
             Open,
             Needless,
