@@ -1,11 +1,13 @@
 //! The record of chains in flight: a front-end that comes back finds each of its requests done, once.
 
-use super::raw::{ALL_PROTOCOL, NEED_REPLY, Raw, code, number};
+use super::raw::{ALL_PROTOCOL, NEED_REPLY, Raw, code, longs, memory, number, words};
 use super::rig::{PATIENCE, Served, small, wait_until, within_limit};
+use iovirt_core::frontend::Outcome;
 use iovirt_core::pipeline::BoxBackend;
 use iovirt_core::request::block::{BlockCaps, BlockOutput, BlockRequest};
 use iovirt_core::test_utils::{ManualBackend, ManualHandle};
 use iovirt_frontends::virtio::blk::{BlkConfig, VirtioBlk};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -101,6 +103,48 @@ fn a_device_with_little_room_serves_a_record_in_turns() {
             assert_eq!(driver.queues[0].next(PATIENCE).unwrap().status, 0);
         }
         stuck.complete_all(BlockOutput::Done);
+    });
+}
+
+/// A drain waits until all of a record is served. Memory without the ring breaks it meanwhile: nothing of the record can be served any more, and
+/// the drain ends with what is in flight.
+#[test]
+fn memory_without_the_ring_ends_a_drain_that_waits_for_a_record() {
+    within_limit("a drain", || {
+        let (mut first, stuck) = manual(1);
+        let mut driver = first.connect(&small(1));
+        for slot in 0..16 {
+            driver.queues[0].submit(slot, BlkRequest { operation: Operation::Write, sector: 8, len: 512 });
+        }
+        driver.queues[0].publish().unwrap();
+        wait_until("the requests arrive", || stuck.in_flight().len() == 16);
+        first.stop();
+        let (second, handle) = manual_with_room(4, 1);
+        driver.reconnect(&second.socket()).unwrap();
+        wait_until("four of them arrive again", || handle.in_flight().len() == 4);
+        let drained = second.device().drain();
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(handle.complete_all(BlockOutput::Done), 4);
+        wait_until("the next four arrive though it is drained", || handle.in_flight().len() == 4);
+
+        let raw = Raw::of(&mut driver);
+        let elsewhere = memory(4096);
+        let table = [words(&[1, 0]), longs(&[1 << 40, 4096, 1 << 40, 0])].concat();
+        assert_eq!(raw.tell_with(code::SET_MEM_TABLE, &table, &[elsewhere.as_fd()]), 0);
+        assert!(!drained.is_done(), "four are in flight");
+        handle.complete_all(BlockOutput::Done);
+        assert_eq!(drained.wait(PATIENCE), Some(Outcome::Done));
+        assert!(handle.in_flight().is_empty(), "nothing can be read from the ring any more");
+
+        drop(driver);
+        stuck.complete_all(BlockOutput::Done);
+        wait_until("it is let go of", || !second.device().is_connected());
+        assert_eq!(second.device().resume().wait(PATIENCE), Some(Outcome::Done));
+        let mut next = second.connect(&small(1));
+        next.queues[0].submit(0, BlkRequest { operation: Operation::Write, sector: 8, len: 512 });
+        next.queues[0].publish().unwrap();
+        wait_until("the next one is served", || handle.complete_all(BlockOutput::Done) == 1);
+        assert_eq!(next.queues[0].next(PATIENCE).unwrap().status, 0);
     });
 }
 
