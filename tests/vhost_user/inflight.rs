@@ -136,7 +136,7 @@ fn memory_without_the_ring_ends_a_drain_that_waits_for_a_record() {
         assert_eq!(drained.wait(PATIENCE), Some(Outcome::Done));
         assert!(handle.in_flight().is_empty(), "nothing can be read from the ring any more");
 
-        drop(driver);
+        raw.hang_up();
         stuck.complete_all(BlockOutput::Done);
         wait_until("it is let go of", || !second.device().is_connected());
         assert_eq!(second.device().resume().wait(PATIENCE), Some(Outcome::Done));

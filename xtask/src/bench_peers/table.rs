@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::points::{Access, Client, Load, Results, Sample, Summary, Target};
+use super::points::{Access, Bare, Client, Load, Results, Sample, Summary, Target};
 use super::queues;
 use super::servers::{self, Family, family};
 use crate::error::{Error, Result};
@@ -199,20 +199,32 @@ fn bare(text: &mut String, results: &Results) {
         if let (Some(wall), Some(cpu)) = (wall, cpu) {
             let spread = format!("({}–{})", short(wall.least), short(wall.most));
             rows.push(format!(
-                "| {target} | {access} | {} {spread} | {} |",
+                "| {target} | {access} | {} {spread} | {} | {} |",
                 short(wall.median),
-                short(cpu.median)
+                short(cpu.median),
+                share_of_bare(results, (*target, *access), samples)
             ));
         }
     }
     if !rows.is_empty() {
         let _ = writeln!(
             text,
-            "The bare `pread` or `pwrite` of the same file, one behind the other on the server's processor.\n\n\
-             | file | call | µs, median (least–most) | of them processor |\n|---|---|---|---|\n{}\n",
+            "The bare `pread` or `pwrite` of the same file, one behind the other on the server's processor; and our daemon's requests per \
+             second, as it comes, for a polling client with 32 in flight, as a share of the calls', median (least–most) of each round.\n\n\
+             | file | call | µs, median (least–most) | of them processor | our share |\n|---|---|---|---|---|\n{}\n",
             rows.join("\n")
         );
     }
+}
+
+/// Requests over calls, both of the same seconds.
+fn share_of_bare(results: &Results, (target, access): (Target, Access), bare: &[Bare]) -> String {
+    let load = Load { client: Client::Polling, access, depth: 32 };
+    let ours = results.points.get(&(target, servers::OURS[0].label, load));
+    let shares = ours.into_iter().flatten().zip(bare).map(|(ours, bare)| ours.iops * bare.wall / 1e9);
+    Summary::of(shares).map_or_else(String::new, |Summary { median, least, most }| {
+        format!("**{median:.2}** ({least:.2}–{most:.2})")
+    })
 }
 
 /// Three digits that mean something.
@@ -232,7 +244,6 @@ fn capital(text: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::bench_peers::points::Bare;
 
     /// Results of all servers at two depths, where ours are twice as quick as QEMU's.
     pub(crate) fn results() -> Results {
@@ -288,7 +299,10 @@ pub(crate) mod tests {
             "{text}"
         );
         assert!(text.contains("| tmpfs | QEMU, threads | 0.10 % (0.00–50.00) |"), "{text}");
-        assert!(text.contains("| tmpfs | 4 KiB random read | 1.23 (1.23–1.23) | 1.20 |"), "{text}");
+        assert!(
+            text.contains("| tmpfs | 4 KiB random read | 1.23 (1.23–1.23) | 1.20 | **0.79** (0.79–0.79) |"),
+            "{text}"
+        );
         assert_eq!(text.matches("<details>").count(), 24);
     }
 
