@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vhost_user_driver::session::Begin;
-use vhost_user_driver::{BlkQueue, BlkRequest, Operation};
+use vhost_user_driver::{BlkDriver, BlkQueue, BlkRequest, Operation};
 
 /// A disk whose requests wait for the test's word.
 pub(super) fn manual(queues: u16) -> (Served, ManualHandle<BlockRequest>) {
@@ -80,19 +80,25 @@ fn a_front_end_that_comes_back_finds_each_request_done_once() {
     });
 }
 
+/// A driver whose server is gone, with a record of 16 chains in flight, and what had them.
+fn with_record() -> (BlkDriver, (Served, ManualHandle<BlockRequest>)) {
+    let (mut served, handle) = manual(1);
+    let mut driver = served.connect(&small(1));
+    for slot in 0..16 {
+        let sector = u64::from(slot) * 8;
+        driver.queues[0].submit(slot, BlkRequest { operation: Operation::Write, sector, len: 512 });
+    }
+    driver.queues[0].publish().unwrap();
+    wait_until("the requests arrive", || handle.in_flight().len() == 16);
+    served.stop();
+    (driver, (served, handle))
+}
+
 /// All that is in flight comes home at once, so that nothing is left to wake the queue but itself; and the driver rings no doorbell.
 #[test]
 fn a_device_with_little_room_serves_a_record_in_turns() {
     within_limit("a record", || {
-        let (mut first, stuck) = manual(1);
-        let mut driver = first.connect(&small(1));
-        for slot in 0..16 {
-            let sector = u64::from(slot) * 8;
-            driver.queues[0].submit(slot, BlkRequest { operation: Operation::Write, sector, len: 512 });
-        }
-        driver.queues[0].publish().unwrap();
-        wait_until("the requests arrive", || stuck.in_flight().len() == 16);
-        first.stop();
+        let (mut driver, (_first, stuck)) = with_record();
         let (second, handle) = manual_with_room(4, 1);
         driver.reconnect(&second.socket()).unwrap();
         for _ in 0..4 {
@@ -111,14 +117,7 @@ fn a_device_with_little_room_serves_a_record_in_turns() {
 #[test]
 fn memory_without_the_ring_ends_a_drain_that_waits_for_a_record() {
     within_limit("a drain", || {
-        let (mut first, stuck) = manual(1);
-        let mut driver = first.connect(&small(1));
-        for slot in 0..16 {
-            driver.queues[0].submit(slot, BlkRequest { operation: Operation::Write, sector: 8, len: 512 });
-        }
-        driver.queues[0].publish().unwrap();
-        wait_until("the requests arrive", || stuck.in_flight().len() == 16);
-        first.stop();
+        let (mut driver, (_first, stuck)) = with_record();
         let (second, handle) = manual_with_room(4, 1);
         driver.reconnect(&second.socket()).unwrap();
         wait_until("four of them arrive again", || handle.in_flight().len() == 4);
