@@ -480,28 +480,6 @@ fn a_reset_takes_tokens_back_and_the_card_works_again() {
     assert_eq!(counters.snapshot().receive_failed, 0);
 }
 
-/// One that overtook a frame that is stuck waits for its turn, and in the next card for its turn again.
-#[test]
-fn chains_that_wait_for_their_turn_are_saved_with_those_in_flight() {
-    let stuck = "virtio-net,queue-size=64 -> fault,fail=transmit,every=1,kind=hang -> loopback";
-    let mut driver = RawDriver::new(Registry::standard().build_virtio(&stuck.parse().unwrap()).unwrap(), 0);
-    offer(&mut driver, 0..4, 2048);
-    send(&mut driver, TX, 0, &frame(1, 60));
-    let first = driver.offer(TX, &[Piece::Driver(buffer(1000), 11)]);
-    send(&mut driver, TX, 1, &frame(2, 60));
-    let second = driver.offer(TX, &[Piece::Driver(buffer(1000), 11)]);
-    driver.ring(TX);
-    assert_eq!(driver.used(TX), []);
-    let _ = iovirt::core::Frontend::drain(&*driver.device);
-    driver.run();
-    let (card, counters) = card(1, 1500);
-    let mut driver = driver.go_on(card);
-    let heads: Vec<_> = driver.used(TX).into_iter().map(|(head, _)| head).collect();
-    assert_eq!((heads.len(), heads[1], heads[3]), (4, first, second));
-    assert_eq!(driver.used(RX).len(), 2);
-    assert_eq!((counters.snapshot().sent, counters.snapshot().malformed), (2, 2));
-}
-
 #[test]
 fn saved_in_one_card_and_restored_in_another() {
     let (first, _) = card(2, 1500);

@@ -108,11 +108,6 @@ impl RawDriver {
         while !ticket.is_done() {
             self.run();
         }
-        self.go_on(device)
-    }
-
-    /// The same for one that is being drained, and that may never come to rest.
-    pub(crate) fn go_on(self, device: Arc<dyn VirtioDevice>) -> Self {
         let saved = self.device.save().unwrap();
         let worker = Worker::new(WorkerConfig::default()).unwrap();
         let mut next = Self::around(device, self.space.clone(), worker, self.interrupts.clone());

@@ -429,8 +429,7 @@ impl QueueLane {
         match Ring::open(self.index, (&snapshot.state, start), ring_features, &self.space, shared, link) {
             Ok(mut ring) => {
                 if is_shared {
-                    // At index zero too it may be one that a process which is gone has served: the index wraps.
-                    ring.owe_interrupt();
+                    ring.take_over();
                 }
                 if let Some(inflight) = inflight {
                     ring.track(inflight);

@@ -24,6 +24,17 @@ pub struct Ring {
     shared: Arc<DeviceShared>,
     link: Arc<QueueLink>,
     index: u16,
+    order: ReturnOrder,
+}
+
+/// When a chain whose request is done is returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReturnOrder {
+    /// At once.
+    AsDone,
+    /// Behind those that were taken before it, where the device has no record of its chains: a process that takes the ring over from one that
+    /// was killed goes on at the used index, and takes all before it for returned.
+    AsTaken,
 }
 
 impl Ring {
@@ -49,7 +60,8 @@ impl Ring {
         } else {
             SplitQueue::restore(state, features, &view)?
         };
-        Ok(Self { queue, view, pins, inflight: None, shared, link, index })
+        let order = ReturnOrder::AsDone;
+        Ok(Self { queue, view, pins, inflight: None, shared, link, index, order })
     }
 
     /// Has it written down from now on which chains are held. Those that are held already are written there.
@@ -57,9 +69,17 @@ impl Ring {
         self.inflight = Some(inflight);
     }
 
-    /// Has the driver interrupted once, whatever it asked for.
-    pub(super) fn owe_interrupt(&mut self) {
+    /// It may be one that a process which is gone has served, and may be taken over from this one. So its driver is interrupted once, whatever
+    /// it asked for: at index zero too, for the index wraps.
+    pub(super) fn take_over(&mut self) {
         self.queue.owe_interrupt();
+        self.order = ReturnOrder::AsTaken;
+    }
+
+    /// When chains are to be returned.
+    #[inline]
+    pub(super) fn return_order(&self) -> ReturnOrder {
+        self.order
     }
 
     /// Begins a turn: what was translated is not taken away before its end, or before chains were returned.

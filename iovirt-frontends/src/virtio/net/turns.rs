@@ -1,9 +1,10 @@
-//! Chains go home in the order in which they were taken.
+//! Chains go home in the order in which they were taken, where that is asked for.
 //!
-//! A frame that a stage drops, that fails or that is none comes home before those that wait further down. Its chain waits for theirs: over
-//! vhost-user a card whose daemon was killed goes on at the used index, where a chain that overtook would stand for one that it overtook.
+//! A frame that a stage drops, that fails or that is none comes home before those that wait further down. Over vhost-user its chain waits for
+//! theirs: a card whose daemon was killed goes on at the used index, where a chain that overtook would stand for one that it overtook.
 
 use crate::virtio::queue::{Head, QueueConfig};
+use crate::virtio::ring::ReturnOrder;
 use std::collections::VecDeque;
 
 /// How many places behind the one whose turn it is may have been taken and be home: an honest driver has no more chains than the largest ring
@@ -13,6 +14,7 @@ const MOST_EARLY: usize = QueueConfig::MAX_SIZE as usize;
 /// Whose turn it is to go home.
 #[derive(Debug)]
 pub(super) struct Turns {
+    order: ReturnOrder,
     /// Chains taken so far: the next one's place.
     taken: u64,
     /// The place whose turn it is.
@@ -23,7 +25,14 @@ pub(super) struct Turns {
 
 impl Turns {
     pub(super) fn with_capacity(chains: usize) -> Self {
-        Self { taken: 0, next: 0, early: VecDeque::with_capacity(chains) }
+        let early = VecDeque::with_capacity(chains);
+        Self { order: ReturnOrder::AsDone, taken: 0, next: 0, early }
+    }
+
+    /// None is out: a driver begins.
+    pub(super) fn begin(&mut self) {
+        (self.taken, self.next) = (0, 0);
+        self.early.clear();
     }
 
     /// Whether no chain may be taken before one goes home.
@@ -32,9 +41,10 @@ impl Turns {
         self.early.len() >= MOST_EARLY
     }
 
-    /// A place for a chain that was taken.
+    /// A place for a chain that was taken from a ring with that order, which is the same until the next [`Turns::begin`].
     #[inline]
-    pub(super) fn take(&mut self) -> u64 {
+    pub(super) fn take(&mut self, order: ReturnOrder) -> u64 {
+        self.order = order;
         let place = self.taken;
         self.taken += 1;
         place
@@ -43,9 +53,11 @@ impl Turns {
     /// The chain of that place is home. Hands out those whose turn has come.
     #[inline]
     pub(super) fn come_home(&mut self, place: u64, head: Head, mut go: impl FnMut(Head)) {
+        if self.order == ReturnOrder::AsDone {
+            return go(head);
+        }
         if place != self.next {
-            self.wait(place, head);
-            return;
+            return self.wait(place, head);
         }
         self.next += 1;
         go(head);
@@ -87,14 +99,31 @@ mod tests {
     #[test]
     fn a_driver_that_offers_chains_without_end_is_not_followed() {
         let (mut turns, mut gone) = (Turns::with_capacity(4), 0);
-        let first = turns.take();
+        let first = turns.take(ReturnOrder::AsTaken);
         while !turns.is_full() {
-            let place = turns.take();
+            let place = turns.take(ReturnOrder::AsTaken);
             turns.come_home(place, Head::from_saved(7), |_| gone += 1);
         }
         assert_eq!((gone, turns.waiting().count()), (0, MOST_EARLY));
         turns.come_home(first, Head::from_saved(0), |_| gone += 1);
         assert_eq!((gone, turns.is_full()), (MOST_EARLY + 1, false));
+    }
+
+    #[test]
+    fn where_no_order_is_asked_for_nobody_waits() {
+        let (mut turns, mut gone) = (Turns::with_capacity(4), Vec::new());
+        let places = [(); 3].map(|()| turns.take(ReturnOrder::AsDone));
+        for at in [2, 0, 1] {
+            turns.come_home(places[at], Head::from_saved(at as u16), |head| gone.push(head.index()));
+        }
+        assert_eq!((gone, turns.waiting().count()), (vec![2, 0, 1], 0));
+        // The next driver's ring has an order.
+        turns.begin();
+        let [first, second] = [(); 2].map(|()| turns.take(ReturnOrder::AsTaken));
+        let mut gone = Vec::new();
+        turns.come_home(second, Head::from_saved(1), |head| gone.push(head.index()));
+        turns.come_home(first, Head::from_saved(0), |head| gone.push(head.index()));
+        assert_eq!(gone, [0, 1]);
     }
 
     proptest! {
@@ -106,7 +135,7 @@ mod tests {
             let (mut turns, mut out, mut gone) = (Turns::with_capacity(4), Vec::new(), Vec::new());
             for step in steps {
                 if step == 0 || out.is_empty() {
-                    out.push(turns.take());
+                    out.push(turns.take(ReturnOrder::AsTaken));
                 } else {
                     let place = out.swap_remove(step % out.len());
                     turns.come_home(place, Head::from_saved(place as u16), |head| gone.push(head.index()));

@@ -103,7 +103,7 @@ impl TransmitQueue {
         head: Head,
         (tag, mut sg): (Tag, Box<SgList>),
     ) {
-        let place = self.turns.take();
+        let place = self.turns.take(ring.return_order());
         let (readable, _) = self.chain.parts_mut();
         let request = match take_frame(readable, &mut sg) {
             Some(offload) if offload.is_plain() => NetRequest::transmit(tag, self.pair, sg),
@@ -181,6 +181,7 @@ impl TransmitQueue {
 impl QueueWork for TransmitQueue {
     fn start(&mut self, features: u64) {
         self.negotiated = host_offloads(features);
+        self.turns.begin();
     }
 
     fn memory_changed(&mut self, view: &DmaView) {
