@@ -38,6 +38,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cut::{Cutter, Shared};
+use data::Server;
 use iovirt_core::test_utils::{rounds_or, skipped};
 use process::{Daemon, program, run, tell};
 use serde_json::{Value, json};
@@ -391,26 +392,42 @@ impl Held {
 /// Files that a front-end shortens under the daemon: in its sandbox too that ends the session, and not the process.
 #[test]
 fn a_file_cut_under_the_daemon_does_not_end_it() {
-    let victims =
-        [(Victim::Disk, "virtio-blk -> memory,size=1M"), (Victim::Card, "virtio-net,queues=2 -> loopback")];
-    for (victim, pipeline) in victims {
-        let folder = Folder::new();
-        let socket = folder.path("s");
-        let daemon = Daemon::start(&["--socket", &folder.at("s"), "--device", pipeline]);
-        for &shared in Shared::of(victim) {
-            let mut cutter = Cutter::connect(&socket, victim);
-            is_served(&mut cutter);
-            cutter.cut(shared);
-            assert!(cutter.is_disconnected(), "{shared:?}");
-        }
+    let folder = Folder::new();
+    cut_under(Victim::Disk, "virtio-blk -> memory,size=1M");
+    cut_under(Victim::Disk, &format!("virtio-blk -> file,path={}", folder.image("disk.img")));
+    cut_under(Victim::Card, "virtio-net,queues=2 -> loopback");
+}
+
+/// The connection is that of all front-ends to come.
+#[test]
+fn a_file_cut_under_a_remote_disk_loses_no_connection() {
+    let folder = Folder::new();
+    let socket = folder.at("nbd");
+    let Some(_server) = Server::on_a_socket(&socket) else {
+        skipped("nbdkit is not installed");
+        return;
+    };
+    cut_under(Victim::Disk, &format!("virtio-blk -> nbd,socket={socket}"));
+}
+
+fn cut_under(victim: Victim, pipeline: &str) {
+    let folder = Folder::new();
+    let socket = folder.path("s");
+    let daemon = Daemon::start(&["--socket", &folder.at("s"), "--device", pipeline]);
+    for &shared in Shared::of(victim) {
         let mut cutter = Cutter::connect(&socket, victim);
         is_served(&mut cutter);
-        drop(cutter);
-        daemon.signal("TERM");
-        let (status, _, complaints) = daemon.end();
-        assert_eq!(status.code(), Some(0));
-        assert!(complaints.contains("the front-end shortened a file behind its memory"), "{complaints}");
+        cutter.cut(shared);
+        assert!(cutter.is_disconnected(), "{shared:?}, {pipeline}");
     }
+    let mut cutter = Cutter::connect(&socket, victim);
+    is_served(&mut cutter);
+    assert_eq!(cutter.status(), 0, "{pipeline}");
+    drop(cutter);
+    daemon.signal("TERM");
+    let (status, _, complaints) = daemon.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(complaints.contains("the front-end shortened a file behind its memory"), "{complaints}");
 }
 
 fn is_served(cutter: &mut Cutter) {

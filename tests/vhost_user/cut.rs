@@ -245,6 +245,15 @@ impl Cutter {
         u16::from_le_bytes(index)
     }
 
+    /// The status of the last request of a disk; zero for a card, which has none.
+    pub(crate) fn status(&self) -> u8 {
+        let mut status = [0];
+        if self.victim == Victim::Disk {
+            self.file(Shared::Headers).read_exact_at(&mut status, 0x1000).unwrap();
+        }
+        status[0]
+    }
+
     /// Takes the whole file away from under what the device sees only then.
     pub(crate) fn cut(&mut self, shared: Shared) {
         self.prepare();

@@ -76,7 +76,7 @@ fn data_passes_under_the_sandbox() {
 }
 
 /// A server of a disk in memory; ended with this value.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Server {
     /// Starts it with further arguments and waits until somebody can connect; nothing where there is none.
@@ -94,7 +94,7 @@ impl Server {
         Some(server)
     }
 
-    fn on_a_socket(socket: &str) -> Option<Self> {
+    pub(crate) fn on_a_socket(socket: &str) -> Option<Self> {
         Self::start(&["-U", socket], || UnixStream::connect(socket).is_ok())
     }
 

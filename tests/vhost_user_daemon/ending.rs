@@ -98,9 +98,11 @@ fn requests_that_never_come_home_are_named() {
 /// A server of a disk that takes a minute for each write, on that socket; nothing where there is none.
 fn slow_server(socket: &str) -> Option<Child> {
     let arguments = ["-f", "-U", socket, "--filter=delay", "memory", "1M", "delay-write=60"];
-    let server = Command::new("nbdkit").args(arguments).spawn().ok()?;
+    let mut server = Command::new("nbdkit").args(arguments).spawn().ok()?;
     while UnixStream::connect(socket).is_err() {
-        std::thread::yield_now();
+        let ended = server.try_wait().expect("a child");
+        assert!(ended.is_none(), "nbdkit ended: {ended:?}");
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
     Some(server)
 }

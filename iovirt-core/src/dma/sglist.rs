@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::shrink::notice;
 use super::store::Store;
 use super::{Access, DmaError, DmaView, HostBuffer, IoVec, LostTags, MemoryMap};
 
@@ -358,17 +359,16 @@ impl SgList {
 
     // Moving data
 
-    /// Reads a byte of each page. A system call answers memory that is gone by `EFAULT`, and with no signal: after one, this has whoever
-    /// watches the memory hear of it ([`ShrinkWatch`](super::ShrinkWatch)).
+    /// Looks whether files behind the list were shortened, page by page, without an access: a system call answers memory that is gone by
+    /// `EFAULT`, and with no signal. Whoever watches it ([`ShrinkWatch`](super::ShrinkWatch)) hears of it then, and the call can be made
+    /// once more.
     #[cold]
-    pub fn touch(&self) {
+    pub fn notice_shrunk(&self) {
         const PAGE: usize = 4096;
-        let mut byte = [0];
         for piece in self.as_iovecs() {
             let last = piece.len().checked_sub(1);
             for offset in (0..piece.len()).step_by(PAGE).chain(last) {
-                // SAFETY: the list keeps its pieces mapped and readable, and the offset lies within this one.
-                unsafe { piece.read(offset, &mut byte) };
+                notice(piece.as_ptr() as usize + offset);
             }
         }
     }

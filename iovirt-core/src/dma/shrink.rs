@@ -4,7 +4,9 @@ use super::{MapError, Region};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -15,10 +17,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 /// goes on, and the watch has something to be read. Whoever waits for that lets go of the memory, for what a device writes
 /// there now reaches nobody.
 ///
-/// A bus error for any other reason, such as a host without a free huge page, is not for this watch, nor is one at any other address: it
-/// goes to the handler that was there before, which ends the process where there was none.
+/// A bus error for any other reason is not for this watch, nor is one at any other address: it goes to the handler that was there before,
+/// which ends the process where there was none. Such reasons are a host without a free huge page, a full tmpfs, a file system that
+/// fails (FUSE), and memory that is broken: what a request would read is not known then, and no zeroes may stand for it.
 ///
-/// The first watch of a process installs a handler for `SIGBUS`. A program with a handler of its own installs it before that.
+/// A file that is shortened and lengthened all the time is told from those on Linux 5.14 and later.
+///
+/// The first watch of a process installs a handler for `SIGBUS`. A program with a handler of its own installs it before that; its mask and flags
+/// are not looked at.
 ///
 /// ```
 /// use iovirt_core::dma::{DmaSpace, ShrinkWatch};
@@ -135,22 +141,35 @@ impl Entry {
     /// was that failed; that both fail again and again tells that it was not the length.
     fn recover(&self, address: usize) -> bool {
         const ATTEMPTS: u32 = 64;
-        let within = (address - self.extent.start) & !(self.extent.page - 1);
-        (0..ATTEMPTS).any(|_| {
-            let gone = file_len(self.file).is_some_and(|len| len <= self.extent.offset + within as u64);
-            if gone { self.replace_from(within) } else { self.populate(within) }
-        })
+        let within = self.page_of(address);
+        (0..ATTEMPTS)
+            .any(|_| if self.is_gone(within) { self.replace_from(within) } else { self.populate(within) })
     }
 
-    /// Puts zeroes in the place of everything from there on. A file has an end, so nothing behind it is left either.
+    /// Offset of the page that holds an address.
+    fn page_of(&self, address: usize) -> usize {
+        (address - self.extent.start) & !(self.extent.page - 1)
+    }
+
+    fn is_gone(&self, within: usize) -> bool {
+        file_len(self.file).is_some_and(|len| len <= self.extent.offset + within as u64)
+    }
+
+    /// Puts zeroes in the place of everything from there on. A file has an end, so nothing behind it is left either. A host that counts what
+    /// is mapped may have room for no more than a page.
     fn replace_from(&self, within: usize) -> bool {
-        let Extent { start, len, .. } = self.extent;
+        let Extent { len, page, .. } = self.extent;
+        self.replace(within, len - within) || self.replace(within, page)
+    }
+
+    fn replace(&self, within: usize, len: usize) -> bool {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        let at = (start + within) as *mut libc::c_void;
-        // SAFETY: the range is the end of a mapping that is in this table, thus mapped by its owner and not unmapped yet, for this thread is
-        // in the middle of an access to it. It stays mapped, readable and writable; its bytes change, as they may at any time.
-        let mapped = unsafe { libc::mmap(at, len - within, prot, flags, -1, 0) } != libc::MAP_FAILED;
+        let at = (self.extent.start + within) as *mut libc::c_void;
+        // SAFETY: the range is a part of a mapping that is in this table, thus mapped by its owner and not unmapped yet, for this thread is
+        // in the middle of an access to it, or holds a list of it. It stays mapped, readable and writable; its bytes change, as they
+        // may at any time.
+        let mapped = unsafe { libc::mmap(at, len, prot, flags, -1, 0) } != libc::MAP_FAILED;
         if mapped {
             let one = 1_u64;
             // SAFETY: eight bytes that live during the call. The watch holds the descriptor for as long as the entry is in the table. The
@@ -289,8 +308,9 @@ static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
 
 /// Installs the handler, once.
 fn install() -> io::Result<()> {
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
     let _registering = registering();
-    if !PREVIOUS.load(Ordering::Relaxed).is_null() {
+    if INSTALLED.load(Ordering::Relaxed) {
         return Ok(());
     }
     let previous = Box::leak(Box::new(default_action()));
@@ -307,6 +327,7 @@ fn install() -> io::Result<()> {
     if unsafe { libc::sigaction(libc::SIGBUS, &raw const own, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
+    INSTALLED.store(true, Ordering::Relaxed);
     Ok(())
 }
 
@@ -323,18 +344,52 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
         let sent_by_kernel = (*info).si_code > 0;
         (*libc::__errno_location(), sent_by_kernel.then(|| (*info).si_addr() as usize))
     };
-    let recovered = address.is_some_and(recover);
-    if !recovered {
-        pass_on(signal, info, context);
+    match address {
+        Some(address) if recover(address) => {}
+        Some(_) => pass_on(signal, info, context),
+        None => pass_on_sent(signal, info, context),
     }
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
 }
 
 fn recover(address: usize) -> bool {
-    let here = |extent: &Extent| address.wrapping_sub(extent.start) < extent.len;
+    entries_at(address).any(|entry| entry.recover(address))
+}
+
+fn entries_at(address: usize) -> impl Iterator<Item = Entry> {
     let entries = blocks().flat_map(|block| &block.slots).filter_map(Slot::read);
-    entries.filter(|entry| here(&entry.extent)).any(|entry| entry.recover(address))
+    entries.filter(move |Entry { extent, .. }| address.wrapping_sub(extent.start) < extent.len)
+}
+
+/// What an access to that address would find out, if a file was shortened, without an access: for whoever was told by the kernel that it
+/// cannot be accessed, and holds it mapped.
+pub(super) fn notice(address: usize) {
+    entries_at(address).for_each(|entry| {
+        let within = entry.page_of(address);
+        if entry.is_gone(within) {
+            entry.replace_from(within);
+        }
+    });
+}
+
+/// One that another process has sent. Where the handler before leaves no more than the default behind, as Rust's own does, the default is
+/// what is meant: without this handler, files could end the process from now on.
+fn pass_on_sent(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: as in `pass_on`.
+    let ignored = unsafe { PREVIOUS.load(Ordering::Acquire).as_ref() }
+        .is_some_and(|previous| previous.sa_sigaction == libc::SIG_IGN);
+    if ignored {
+        return;
+    }
+    pass_on(signal, info, context);
+    let mut now = default_action();
+    // SAFETY: the kernel writes one structure, which lives during the call; both calls are safe in a handler.
+    unsafe {
+        if libc::sigaction(signal, ptr::null(), &raw mut now) == 0 && now.sa_sigaction == libc::SIG_DFL {
+            libc::raise(signal);
+        }
+    }
 }
 
 /// Has the handler before have its say. The default is the end of the process.

@@ -223,7 +223,7 @@ impl Task {
             None => (BlockOp::Flush, 0),
         };
         if let Some(request) = request.filter(|_| errno == libc::EFAULT) {
-            request.sg().touch();
+            request.sg().notice_shrunk();
         }
         match self.step {
             Step::Write if refused && self.durable == Durable::WithWrite => {

@@ -88,10 +88,24 @@ pub(super) fn send(socket: &impl AsRawFd, head: &[u8], part: Option<Part<'_>>) -
         pieces.push_part(part);
     }
     let message = pieces.message();
-    // SAFETY: the kernel only reads the pieces: `head` is borrowed for the call, and the list keeps its pieces mapped.
-    check_count(unsafe {
-        libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+    with_memory(part, || {
+        // SAFETY: the kernel only reads the pieces: `head` is borrowed for the call, and the list keeps its pieces mapped.
+        check_count(unsafe {
+            libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+        })
     })
+}
+
+/// Makes a call, and once more where memory of the list turned out to be gone: there are zeroes in its place then, and the stream stays what
+/// the peer takes it for. The connection is not one guest's alone.
+fn with_memory(part: Option<Part<'_>>, mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    match (call(), part) {
+        (Err(error), Some(part)) if error.raw_os_error() == Some(libc::EFAULT) => {
+            part.sg.notice_shrunk();
+            call()
+        }
+        (result, _) => result,
+    }
 }
 
 /// `recvmsg(2)` into a part of a list and then into `tail`, without blocking. Zero is the end of the stream.
@@ -105,9 +119,11 @@ pub(super) fn receive(socket: &impl AsRawFd, part: Option<Part<'_>>, tail: &mut 
         pieces.push(libc::iovec { iov_base: tail.as_mut_ptr().cast(), iov_len: tail.len() });
     }
     let mut message = pieces.message();
-    // SAFETY: the list keeps its pieces mapped and may be written, as it is not read-only, and no reference to that memory
-    // exists; `tail` is borrowed exclusively for the call.
-    check_count(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
+    with_memory(part, || {
+        // SAFETY: the list keeps its pieces mapped and may be written, as it is not read-only, and no reference to that memory
+        // exists; `tail` is borrowed exclusively for the call.
+        check_count(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
+    })
 }
 
 /// Whether a connection has neither ended nor anything to read.

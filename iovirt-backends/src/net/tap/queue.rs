@@ -85,7 +85,7 @@ impl TapQueue {
         }
         result.map_err(|error| {
             if error.raw_os_error() == Some(libc::EFAULT) {
-                sg.touch();
+                sg.notice_shrunk();
             }
             self.failure(&error)
         })

@@ -241,7 +241,7 @@ impl QueueWork for TransmitQueue {
     }
 
     /// In the order in which the frames were offered: they are served again in that order. Those that wait for their turn too: a frame
-    /// that overtook was dropped or failed, and will be again.
+    /// that overtook was dropped or failed, and is tried again.
     fn heads_in_flight(&self) -> Vec<u16> {
         let sending = self.client.contexts().map(|sending| (sending.place, sending.head));
         let mut heads: Vec<_> = sending.chain(self.turns.waiting()).collect();

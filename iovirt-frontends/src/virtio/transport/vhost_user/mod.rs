@@ -37,9 +37,10 @@
 //!
 //! Every byte that comes over the socket or lies in the front-end's memory is checked. A front-end that shortens a file behind its
 //! memory is disconnected as soon as somebody touches what is gone; the first session installs a handler for bus errors for that
-//! (see [`ShrinkWatch`](iovirt_core::dma::ShrinkWatch)). One thing is trusted: a front-end that makes its eventfds blocking after it gave
-//! them away, and fills them, holds the worker up that writes them, for the mode is common to all who have the descriptor. Give each
-//! front-end that you do not trust a process of its own.
+//! (see [`ShrinkWatch`](iovirt_core::dma::ShrinkWatch)). Two things are trusted. A bus error for another reason ends this process: memory on
+//! a file system that is full or fails, and such a one a front-end can bring. And a front-end that makes its eventfds blocking after it
+//! gave them away, and fills them, holds the worker up that writes them, for the mode is common to all who have the descriptor. Give
+//! each front-end that you do not trust a process of its own.
 
 mod connection;
 mod device;
