@@ -155,8 +155,8 @@ impl Entry {
         file_len(self.file).is_some_and(|len| len <= self.extent.offset + within as u64)
     }
 
-    /// Puts zeroes in the place of everything from there on. A file has an end, so nothing behind it is left either. A host that counts what
-    /// is mapped may have room for no more than a page.
+    /// Puts zeroes in the place of everything from there on. A file has an end, so nothing behind it is left either. A host with strict
+    /// overcommit counts what is mapped, and may have room for no more than a page.
     fn replace_from(&self, within: usize) -> bool {
         let Extent { len, page, .. } = self.extent;
         self.replace(within, len - within) || self.replace(within, page)
